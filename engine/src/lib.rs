@@ -1,0 +1,16 @@
+//! The engine of Landfall: everything that happens to a consistency group is a record in one ordered log, and
+//! everything else (a disk, a recovery point, a replica, a failover) is a reading of that log.
+//!
+//! A map:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`types`] | LSN, epoch, extent and the other numbers, each a type |
+//! | [`io`] | the trait between the engine and the disk, with its crash model |
+//! | [`guest`] | requests and replies of block front ends |
+//! | [`peer`] | what two nodes tell each other |
+
+pub mod guest;
+pub mod io;
+pub mod peer;
+pub mod types;

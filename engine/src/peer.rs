@@ -1,0 +1,102 @@
+//! What two nodes tell each other about a group before records flow: plain data, carried by `transport::link`.
+//!
+//! The primary dials. It says [`Hello`]; the other side answers [`Welcome`] (its durable position, from which the
+//! primary goes on) or a [`Rebuff`]. Which answer is right is decided by the engine alone.
+
+use crate::types::{Epoch, GroupId, Lsn, NodeId, Position, Reign};
+use bincode::{Decode, Encode};
+
+/// A primary's introduction.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// The group's name, as both configurations spell it.
+    pub name: String,
+    /// The group's identity.
+    pub group: GroupId,
+    /// Who is speaking.
+    pub node: NodeId,
+    /// The log's history, oldest reign first; the last is the speaker's own.
+    pub history: Vec<Reign>,
+    /// The speaker's durable position.
+    pub durable: Position,
+    /// The oldest LSN that the speaker can still send.
+    pub first: Lsn,
+}
+
+/// A replica's answer: "send what follows `durable`".
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    /// Who is answering.
+    pub node: NodeId,
+    /// The last position that is durable here, on the history that the primary told.
+    pub durable: Position,
+    /// The oldest LSN that is selectable here.
+    pub horizon: Lsn,
+}
+
+/// A replica's refusal; it changes nothing on the side that refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+pub enum Rebuff {
+    /// A newer primary exists; here is its history. Whoever gets this stops serving writes.
+    #[error("a newer epoch {} exists", .history.last().map_or(Epoch(0), |reign| reign.epoch))]
+    Superseded {
+        /// The history that ends in the newer epoch.
+        history: Vec<Reign>,
+    },
+    /// The same epoch was taken by two nodes; here is the other history. Neither side changes.
+    #[error("epoch {} was taken by two nodes: both histories are kept, an operator has to choose", .history.last().map_or(Epoch(0), |reign| reign.epoch))]
+    Rival {
+        /// The other history.
+        history: Vec<Reign>,
+    },
+    /// The logs disagree at a position that both hold.
+    #[error("the logs differ at LSN {}", .at.lsn)]
+    Diverged {
+        /// What the refusing side has there.
+        at: Position,
+    },
+    /// The replica needs records that the primary no longer has.
+    #[error("the replica stands at LSN {}, which is before the primary's oldest record", .durable.lsn)]
+    TooFarBehind {
+        /// Where the replica stands.
+        durable: Position,
+    },
+    /// A different group goes by this name here.
+    #[error("another group has this name here")]
+    WrongGroup,
+    /// This node is not configured as a replica of this group, or the certificate gives no right to it. The two
+    /// are not told apart, so that a stranger learns nothing.
+    #[error("this group is not accepted from this peer")]
+    NotAllowed,
+    /// The replica's log failed; the reason is in its own status.
+    #[error("the replica is in its failed state")]
+    Failed,
+    /// The replica has no room; it will take records again when it has.
+    #[error("the replica has no space left")]
+    NoSpace,
+}
+
+/// A run of records as they stand in the log, byte for byte; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// LSN of the first record.
+    pub first: Lsn,
+    /// LSN of the last record.
+    pub last: Lsn,
+    /// Whole records, consecutive, in one or more pieces; a piece's end need not be a record's.
+    pub bytes: Vec<bytes::Bytes>,
+}
+
+impl Batch {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.iter().map(bytes::Bytes::len).sum()
+    }
+
+    /// Whether it holds no byte (a batch from a log never does).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

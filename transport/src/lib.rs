@@ -1,0 +1,9 @@
+//! Every byte of Landfall that crosses a socket.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`block`] | what a block front end serves: exports, to be implemented by whoever owns the volumes |
+//!
+//! Later siblings of the NBD server yield the same guest requests (`engine::guest`).
+
+pub mod block;
