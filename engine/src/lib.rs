@@ -8,9 +8,13 @@
 //! | [`types`] | LSN, epoch, extent and the other numbers, each a type |
 //! | [`io`] | the trait between the engine and the disk, with its crash model |
 //! | [`guest`] | requests and replies of block front ends |
+//! | [`event`] | the kinds of records |
+//! | [`log`] | the log: append, sync, recover, read back |
 //! | [`peer`] | what two nodes tell each other |
 
+pub mod event;
 pub mod guest;
 pub mod io;
+pub mod log;
 pub mod peer;
 pub mod types;

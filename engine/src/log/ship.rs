@@ -1,0 +1,255 @@
+//! Stretches of the log for a replica: from memory while it keeps up, from the files when it is behind.
+
+use super::Log;
+use super::chain::Tip;
+use super::format::{HEADER_BYTES, Header, Seed};
+use super::scan::{Depth, Scan};
+use super::segment::Segment;
+use crate::peer::Batch;
+use crate::types::Lsn;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+
+/// The newest records, as they were appended.
+pub(super) struct Recent {
+    runs: VecDeque<Run>,
+    bytes: usize,
+    limit_bytes: usize,
+}
+
+struct Run {
+    first: Lsn,
+    last: Lsn,
+    bytes: Bytes,
+}
+
+impl Recent {
+    pub(super) fn new(limit_bytes: usize) -> Recent {
+        Recent { runs: VecDeque::new(), bytes: 0, limit_bytes }
+    }
+
+    pub(super) fn push(&mut self, first: Lsn, last: Lsn, bytes: Bytes) {
+        debug_assert!(self.runs.back().is_none_or(|run| run.last.next() == first), "runs follow each other");
+        self.bytes += bytes.len();
+        self.runs.push_back(Run { first, last, bytes });
+        while self.bytes > self.limit_bytes
+            && let Some(run) = self.runs.pop_front()
+        {
+            self.bytes -= run.bytes.len();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.runs.clear();
+        self.bytes = 0;
+    }
+
+    /// Forgets what every replica has.
+    fn forget_through(&mut self, lsn: Lsn) {
+        while self.runs.front().is_some_and(|run| run.last <= lsn) {
+            self.bytes -= self.runs.pop_front().map_or(0, |run| run.bytes.len());
+        }
+    }
+
+    /// Records from `from` to at most `upto`; `None` if `from` is not here any more.
+    fn read(&self, seed: Seed, from: Lsn, upto: Lsn, max_bytes: usize) -> Option<Batch> {
+        let start = self.runs.partition_point(|run| run.last < from);
+        let run = self.runs.get(start).filter(|run| run.first <= from)?;
+        let skip = offset_of(seed, &run.bytes, run.first, from);
+        let mut batch = Batch { first: from, last: from, bytes: Vec::new() };
+        let mut total = 0;
+        for (index, run) in self.runs.range(start..).enumerate() {
+            let bytes = if index == 0 { run.bytes.slice(skip..) } else { run.bytes.clone() };
+            let first = if index == 0 { from } else { run.first };
+            if first > upto || (total > 0 && total + bytes.len() > max_bytes) {
+                break;
+            }
+            // A run may be longer than a batch, and may end behind what is durable.
+            let room = if total == 0 { max_bytes } else { usize::MAX };
+            let (len, last) = if run.last <= upto && bytes.len() <= room {
+                (bytes.len(), run.last)
+            } else {
+                take_while_fits(seed, &bytes, first, upto, room)
+            };
+            batch.bytes.push(bytes.slice(..len));
+            batch.last = last;
+            total += len;
+            if last < run.last || total >= max_bytes {
+                break;
+            }
+        }
+        Some(batch)
+    }
+}
+
+/// The length of the record at `at` of bytes that this process checked or made itself.
+fn record_len_at(seed: Seed, bytes: &[u8], at: usize) -> usize {
+    Header::decode(seed, &bytes[at..]).expect("what is kept in memory was checked or made here").record_len()
+}
+
+/// Where the record `lsn` starts in bytes whose first record is `first`.
+fn offset_of(seed: Seed, bytes: &[u8], first: Lsn, lsn: Lsn) -> usize {
+    (first.0..lsn.0).fold(0, |at, _| at + record_len_at(seed, bytes, at))
+}
+
+/// How many bytes from the start are records up to `upto` and within `room`, at least one; and the last of them.
+fn take_while_fits(seed: Seed, bytes: &[u8], first: Lsn, upto: Lsn, room: usize) -> (usize, Lsn) {
+    let mut lsn = first;
+    let mut at = record_len_at(seed, bytes, 0);
+    while lsn < upto && at < bytes.len() {
+        let len = record_len_at(seed, bytes, at);
+        if at + len > room {
+            break;
+        }
+        at += len;
+        lsn = lsn.next();
+    }
+    (at, lsn)
+}
+
+/// What there is to send.
+pub enum Stretch {
+    /// Nothing durable behind that position.
+    UpToDate,
+    /// Here it is.
+    Ready(Batch),
+    /// In the files: run the job, without the log.
+    OnDisk(Read),
+    /// No longer held: only a copy of the disk can help.
+    Gone,
+}
+
+/// Reads records from the files; runs without the log.
+pub struct Read {
+    segment: Segment,
+    seed: Seed,
+    from: Lsn,
+    upto: Lsn,
+    max_bytes: usize,
+}
+
+/// Why records could not be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Of the file.
+    #[error("reading segment {slot:08}: {error}")]
+    Io {
+        /// The file's number.
+        slot: u32,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A record is not what was written, or the file was used again meanwhile.
+    #[error("segment {slot:08}, offset {offset}, LSN {lsn}: {stop}")]
+    Damaged {
+        /// The file's number.
+        slot: u32,
+        /// Byte in it.
+        offset: u64,
+        /// What belongs there.
+        lsn: Lsn,
+        /// What is wrong.
+        stop: super::scan::Stop,
+    },
+}
+
+impl Read {
+    /// Reads a batch: from `from` on, within one segment, at most `max_bytes` unless the first record is longer.
+    ///
+    /// # Errors
+    /// [`ReadError`]; nothing that fails its checksum is ever handed out.
+    pub fn run(self) -> Result<Batch, ReadError> {
+        let slot = self.segment.slot;
+        let (offset, tip) = self.segment.place_before(self.from);
+        let mut scan = Scan::new(self.segment.file.clone(), self.seed, self.segment.end, offset, tip);
+        let mut out = BytesMut::new();
+        let mut last = self.from.prev();
+        while last < self.upto.min(self.segment.last) {
+            let at = scan.offset();
+            let skip = scan.tip().lsn.next() < self.from;
+            let depth = if skip { Depth::Headers } else { Depth::Whole };
+            let step = scan.next(depth).map_err(|error| ReadError::Io { slot, error })?;
+            let (header, _, payload) =
+                step.map_err(|stop| ReadError::Damaged { slot, offset: at, lsn: last.next(), stop })?;
+            if skip {
+                continue;
+            }
+            if !out.is_empty() && out.len() + header.record_len() > self.max_bytes {
+                break;
+            }
+            let start = out.len();
+            let mut bytes = [0; HEADER_BYTES];
+            let mut header = header;
+            header.encode(self.seed, &mut bytes);
+            out.extend_from_slice(&bytes);
+            out.extend_from_slice(payload);
+            out.resize(start + header.record_len(), 0);
+            last = header.lsn;
+        }
+        Ok(Batch { first: self.from, last, bytes: vec![out.freeze()] })
+    }
+}
+
+impl Log {
+    /// Durable records from `from` on.
+    #[must_use]
+    pub fn read(&self, from: Lsn, max_bytes: usize) -> Stretch {
+        if from > self.durable {
+            return Stretch::UpToDate;
+        }
+        if let Some(batch) = self.recent.read(self.seed, from, self.durable, max_bytes) {
+            return Stretch::Ready(batch);
+        }
+        let segment = self.line.iter().rev().find(|segment| segment.header.first <= from);
+        match segment {
+            Some(segment) => Stretch::OnDisk(Read {
+                segment: segment.clone(),
+                seed: self.seed,
+                from,
+                upto: self.durable,
+                max_bytes,
+            }),
+            None => Stretch::Gone,
+        }
+    }
+
+    /// Whether records from `from` on are in memory, or there are none yet.
+    #[must_use]
+    pub fn has_in_memory(&self, from: Lsn) -> bool {
+        from > self.durable || self.recent.runs.front().is_some_and(|run| run.first <= from)
+    }
+
+    /// Lets go of the memory of records that every replica has.
+    pub fn forget_through(&mut self, lsn: Lsn) {
+        self.recent.forget_through(lsn);
+    }
+
+    /// The tip at a retained LSN and the byte behind its record; `None` if it is not retained. Reads up to a
+    /// mebibyte.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn tip_at(&self, lsn: Lsn) -> Result<Option<(Tip, u32, u64)>, ReadError> {
+        let Some(segment) = self.line.iter().rev().find(|segment| segment.start.lsn <= lsn) else {
+            return Ok(None);
+        };
+        if lsn > segment.last {
+            return Ok(None);
+        }
+        let slot = segment.slot;
+        let (offset, tip) = if lsn == segment.start.lsn {
+            (super::SEGMENT_HEADER_BYTES as u64, segment.start)
+        } else {
+            segment.place_before(lsn)
+        };
+        let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+        while scan.tip().lsn < lsn {
+            let at = scan.offset();
+            let expected = scan.tip().lsn.next();
+            if let Err(stop) = scan.next(Depth::Headers).map_err(|error| ReadError::Io { slot, error })? {
+                return Err(ReadError::Damaged { slot, offset: at, lsn: expected, stop });
+            }
+        }
+        Ok(Some((scan.tip(), slot, scan.offset())))
+    }
+}
