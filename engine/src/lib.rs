@@ -8,9 +8,11 @@
 //! | [`types`] | LSN, epoch, extent and the other numbers, each a type |
 //! | [`io`] | the trait between the engine and the disk, with its crash model |
 //! | [`guest`] | requests and replies of block front ends |
+//! | [`index`] | the version index: where in the log each extent stands, at any LSN |
 //! | [`peer`] | what two nodes tell each other |
 
 pub mod guest;
+pub mod index;
 pub mod io;
 pub mod peer;
 pub mod types;
