@@ -1,7 +1,7 @@
 //! The engine of Landfall: everything that happens to a consistency group is a record in one ordered log, and
 //! everything else (a disk, a recovery point, a replica, a failover) is a reading of that log.
 //!
-//! A map:
+//! A map, from the bottom up:
 //!
 //! | module | what it is |
 //! |---|---|
@@ -10,11 +10,21 @@
 //! | [`guest`] | requests and replies of block front ends |
 //! | [`event`] | the kinds of records |
 //! | [`log`] | the log: append, sync, recover, read back |
+//! | [`state`] | what a node must know before it can read its log |
+//! | [`index`] | newest version of each byte at any LSN, as places in the log |
+//! | [`overlay`] | writes that are in the log but not on the backing |
+//! | [`read`] | planned reads, carried out without a lock |
 //! | [`peer`] | what two nodes tell each other |
+//! | [`node`] | one group on one node: roles, requests, replication, points, background work |
 
 pub mod event;
 pub mod guest;
+pub mod index;
 pub mod io;
 pub mod log;
+pub mod node;
+pub mod overlay;
 pub mod peer;
+pub mod read;
+pub mod state;
 pub mod types;

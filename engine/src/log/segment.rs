@@ -15,7 +15,7 @@ use std::io::{IoSlice, Result};
 use std::sync::Arc;
 
 /// Bytes between two remembered places of a segment.
-const WAYPOINT_BYTES: u64 = 1 << 20;
+const WAYPOINT_BYTES: u64 = 64 << 10;
 /// Freed files kept for use; more are removed.
 pub const MAX_SPARES: usize = 4;
 /// The piece in which a new file is filled with zeros.
