@@ -47,14 +47,7 @@ pub const FOLD_STEP_PIECES: usize = 1024;
 /// if each insertion adds a chunk.
 const SWEEP_PER_INSERT: usize = 2;
 
-/// Where a payload, or a part of one, stands in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The slot number of the segment file.
-    pub segment: u32,
-    /// Byte offset in the segment file.
-    pub offset: u64,
-}
+pub use crate::log::Place;
 
 /// What a version of an extent consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

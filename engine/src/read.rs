@@ -161,7 +161,11 @@ impl Plan {
 
 /// Zeros are told as a hole, so that a front end can spare the line.
 fn piece(bytes: Bytes) -> Piece {
-    if bytes.len() >= HOLE_BYTES && is_zero(&bytes) { Piece::Hole(bytes.len() as u64) } else { Piece::Bytes(bytes) }
+    if bytes.len() >= HOLE_BYTES && is_zero(&bytes) {
+        Piece::Hole(bytes.len() as u64)
+    } else {
+        Piece::Bytes(bytes)
+    }
 }
 
 /// Whether all bytes are zero; stops at the first that is not.
@@ -173,12 +177,12 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 
 impl InRecord {
     fn read(&self, len: usize) -> Result<Bytes> {
-        let mut scan =
-            Scan::new(self.file.clone(), self.seed, self.end, self.scan_from, self.scan_tip);
+        let mut scan = Scan::new(self.file.clone(), self.seed, self.end, self.scan_from, self.scan_tip);
         loop {
             let at = scan.offset();
-            let broken =
-                |stop| Error::new(ErrorKind::InvalidData, format!("a record of the log at byte {at}: {stop}"));
+            let broken = |stop| {
+                Error::new(ErrorKind::InvalidData, format!("a record of the log at byte {at}: {stop}"))
+            };
             let before = scan.tip();
             let end = match scan.next(Depth::Headers)? {
                 Ok((header, ..)) => at + header.record_len() as u64,

@@ -253,8 +253,7 @@ impl StateFile {
         let mut state = current.state.clone();
         change(&mut state);
         let sequence = current.sequence + 1;
-        let place =
-            encode(&state, sequence).ok_or_else(|| Error::TooLarge { path: self.path.clone() })?;
+        let place = encode(&state, sequence).ok_or_else(|| Error::TooLarge { path: self.path.clone() })?;
         let io = |error| Error::Io { path: self.path.clone(), error };
         let at = (sequence % 2) * PLACE_BYTES as u64;
         self.file.write_at(&[IoSlice::new(&place)], at).map_err(io)?;

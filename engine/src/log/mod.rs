@@ -29,7 +29,7 @@ pub mod ship;
 use crate::event::Kind;
 use crate::io::{File, Storage};
 use crate::peer::Batch;
-use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Position, Timestamp, VolumeId};
+use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Timestamp, VolumeId};
 use bytes::{Bytes, BytesMut};
 use chain::Tip;
 use format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, aligned};
@@ -122,12 +122,12 @@ pub struct Draft<'a> {
     pub payload: &'a [u8],
 }
 
-/// Where the payload of a record lies.
+/// Where a payload, or a part of one, lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The segment file's number.
-    pub slot: u32,
-    /// The payload's first byte in it.
+    pub segment: u32,
+    /// Byte in that file.
     pub offset: u64,
 }
 
@@ -145,13 +145,13 @@ pub struct Appended {
 /// A sync to be run without the log: `run`, then [`Log::finish_sync`].
 pub struct Sync {
     files: Vec<Arc<dyn File>>,
-    upto: Lsn,
+    upto: Tip,
 }
 
 /// The outcome of a [`Sync`].
 #[must_use = "the log does not know of the sync until it is told"]
 pub struct Synced {
-    upto: Lsn,
+    upto: Tip,
     result: std::io::Result<()>,
 }
 
@@ -173,7 +173,7 @@ pub struct Log {
     /// Whole segments of reigns that a promotion cut short.
     branches: Vec<Segment>,
     tip: Tip,
-    durable: Lsn,
+    durable: Tip,
     incarnation: Incarnation,
     /// The next record begins a new segment, whatever room there is.
     must_begin: bool,
@@ -195,7 +195,7 @@ impl Log {
 
     /// The last record that survives a power cut.
     #[must_use]
-    pub fn durable(&self) -> Lsn {
+    pub fn durable(&self) -> Tip {
         self.durable
     }
 
@@ -312,7 +312,7 @@ impl Log {
                 incarnation: if begins { self.incarnation } else { tip.incarnation },
                 lsn: tip.lsn.next(),
                 epoch,
-                durable: self.durable,
+                durable: self.durable.lsn,
                 time,
                 extent: draft.extent,
                 payload_len: draft.payload.len() as u32,
@@ -334,7 +334,7 @@ impl Log {
             let from = at + HEADER_BYTES;
             appended.push(Appended {
                 header,
-                place: Place { slot, offset: offset + HEADER_BYTES as u64 },
+                place: Place { segment: slot, offset: offset + HEADER_BYTES as u64 },
                 payload: bytes.slice(from..from + header.payload_len as usize),
             });
         }
@@ -384,7 +384,7 @@ impl Log {
                 let payload = at + HEADER_BYTES;
                 appended.push(Appended {
                     header: *header,
-                    place: Place { slot, offset: offset + HEADER_BYTES as u64 },
+                    place: Place { segment: slot, offset: offset + HEADER_BYTES as u64 },
                     payload: bytes.slice(payload..payload + header.payload_len as usize),
                 });
             }
@@ -456,12 +456,12 @@ impl Log {
     /// Takes note of a record that was written.
     fn note(&mut self, header: &Header, offset: u64) {
         let segment = self.line.last_mut().expect("it was written to a segment");
-        segment.note(self.tip, header.lsn, offset, header.record_len());
+        segment.note(self.tip, header, offset);
         self.tip = self.tip.advanced(header);
     }
 
     fn fail(&mut self, operation: &'static str, error: std::io::Error) -> Failure {
-        let failure = Failure { operation, lsn: self.durable, error: Arc::new(error) };
+        let failure = Failure { operation, lsn: self.durable.lsn, error: Arc::new(error) };
         self.failure.get_or_insert_with(|| failure.clone());
         failure
     }
@@ -469,18 +469,18 @@ impl Log {
     /// A sync of everything appended so far; `None` if there is nothing to sync, one is under way, or the log
     /// failed.
     pub fn begin_sync(&mut self) -> Option<Sync> {
-        if self.syncing || self.failure.is_some() || self.tip.lsn == self.durable {
+        if self.syncing || self.failure.is_some() || self.tip == self.durable {
             return None;
         }
         self.syncing = true;
-        Some(Sync { files: std::mem::take(&mut self.unsynced), upto: self.tip.lsn })
+        Some(Sync { files: std::mem::take(&mut self.unsynced), upto: self.tip })
     }
 
     /// Takes the outcome of a sync. Only this moves the durable position.
     ///
     /// # Errors
     /// [`Failure`] if the sync failed: final.
-    pub fn finish_sync(&mut self, synced: Synced) -> Result<Lsn, Failure> {
+    pub fn finish_sync(&mut self, synced: Synced) -> Result<(), Failure> {
         assert!(self.syncing, "a sync ends once");
         self.syncing = false;
         if let Err(error) = synced.result {
@@ -490,13 +490,13 @@ impl Log {
             return Err(failure.clone());
         }
         assert!(
-            synced.upto >= self.durable && synced.upto <= self.tip.lsn,
+            synced.upto.lsn >= self.durable.lsn && synced.upto.lsn <= self.tip.lsn,
             "a sync covers what was appended"
         );
         self.durable = synced.upto;
-        // The file that is being filled may have been written to while it was synced; `write` has put it back on
-        // the list then. If not, nothing of it is unsynced.
-        Ok(self.durable)
+        // The file that is being filled may have been written to while it was synced: `write` has put it back on
+        // the list then.
+        Ok(())
     }
 
     /// A job that makes a file ahead of need; `None` if there are enough, or no more are allowed.
@@ -550,16 +550,15 @@ impl Log {
         self.must_begin = true;
     }
 
-    /// The incarnation that the next opening record carries.
-    #[must_use]
-    pub fn incarnation(&self) -> Incarnation {
-        self.incarnation
+    /// The incarnation that the next record which begins one carries; durably on record by now.
+    pub fn set_incarnation(&mut self, incarnation: Incarnation) {
+        self.incarnation = incarnation;
     }
 
     /// Ends the main line at `at`, which must be durable; what lies behind stays on disk as a branch.
     pub fn cut(&mut self, at: Tip, end_of_record: u64) {
-        assert!(at.lsn <= self.durable, "only what is durable can be branched off");
-        assert!(self.tip.lsn == self.durable && !self.syncing, "a log is cut when it is at rest");
+        assert!(at.lsn <= self.durable.lsn, "only what is durable can be branched off");
+        assert!(self.tip == self.durable && !self.syncing, "a log is cut when it is at rest");
         while self.line.last().is_some_and(|last| last.header.first > at.lsn) {
             self.branches.extend(self.line.pop());
         }
@@ -567,16 +566,10 @@ impl Log {
             last.cut(at.lsn, end_of_record);
         }
         self.tip = at;
-        self.durable = at.lsn;
+        self.durable = at;
         self.page.clear();
         self.must_begin = true;
         self.recent.clear();
-    }
-
-    /// As a position.
-    #[must_use]
-    pub fn position(&self) -> Position {
-        self.tip.position()
     }
 }
 

@@ -22,7 +22,7 @@
 use super::chain::Tip;
 use super::format::{Fault, Header, SEGMENT_HEADER_BYTES, Seed};
 use super::scan::{Depth, Scan, Stop, headers_anywhere};
-use super::segment::{Folder, Found, Segment};
+use super::segment::{Folder, Found, Segment, Spare};
 use super::{Limits, Log, PAGE_BYTES, Place, open_folder, ship};
 use crate::io::{File, Storage};
 use crate::types::{Epoch, GroupId, Incarnation, Lsn, Reign};
@@ -143,7 +143,7 @@ impl Log {
         let mut candidates = Vec::new();
         let mut blanks = Vec::new();
         let mut report = Report::default();
-        for (slot, file, found) in folder.find(known.group).map_err(at_dir)? {
+        for (Spare { slot, file }, found) in folder.find(known.group).map_err(at_dir)? {
             match found {
                 Found::Segment(header) => candidates.push((slot, file, header)),
                 Found::Blank => blanks.push((slot, file)),
@@ -235,9 +235,9 @@ impl Opening<'_> {
                 }
                 Err(stop) => return Ok(stop),
             };
-            let place = Place { slot: segment.slot, offset: offset + super::HEADER_BYTES as u64 };
+            let place = Place { segment: segment.slot, offset: offset + super::HEADER_BYTES as u64 };
             visit(&header, place, payload).map_err(self.io(segment.slot))?;
-            segment.note(before, header.lsn, offset, header.record_len());
+            segment.note(before, &header, offset);
             self.tip = self.tip.advanced(&header);
             self.report.records += 1;
         }
@@ -321,7 +321,7 @@ impl Opening<'_> {
             line: self.line,
             branches,
             tip: self.tip,
-            durable: self.tip.lsn,
+            durable: self.tip,
             incarnation: self.known.incarnation,
             must_begin: false,
             page,

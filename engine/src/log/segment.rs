@@ -8,9 +8,9 @@
 //! - A file is only used again after the state file says, durably, that nothing in it is needed.
 
 use super::chain::Tip;
-use super::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::format::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::io::{File, OpenMode, Storage};
-use crate::types::{Epoch, GroupId, Lsn};
+use crate::types::{Epoch, GroupId, Lsn, Timestamp};
 use std::io::{IoSlice, Result};
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ pub struct Segment {
     pub last: Lsn,
     /// The byte behind that record.
     pub end: u64,
+    /// The latest time that any of its records carries.
+    pub last_time: Timestamp,
     /// Some records and where they start, ascending.
     waypoints: Vec<(Lsn, u64, Tip)>,
 }
@@ -43,23 +45,42 @@ pub struct Segment {
 impl Segment {
     pub(super) fn new(slot: u32, file: Arc<dyn File>, header: SegmentHeader, start: Tip) -> Segment {
         let end = SEGMENT_HEADER_BYTES as u64;
-        Segment { slot, file, header, start, last: start.lsn, end, waypoints: Vec::new() }
+        Segment {
+            slot,
+            file,
+            header,
+            start,
+            last: start.lsn,
+            end,
+            last_time: Timestamp(0),
+            waypoints: Vec::new(),
+        }
     }
 
-    /// Takes note of a record at `offset`, `len` bytes long; `before` is the tip that it follows.
-    pub(super) fn note(&mut self, before: Tip, lsn: Lsn, offset: u64, len: usize) {
+    /// Takes note of a record at `offset`; `before` is the tip that it follows.
+    pub(super) fn note(&mut self, before: Tip, header: &Header, offset: u64) {
         debug_assert_eq!(offset, self.end, "records of a segment stand one behind the other");
         let due = self.waypoints.last().is_none_or(|&(_, at, _)| offset - at >= WAYPOINT_BYTES);
         if due {
-            self.waypoints.push((lsn, offset, before));
+            self.waypoints.push((header.lsn, offset, before));
         }
-        self.last = lsn;
-        self.end = offset + len as u64;
+        self.last = header.lsn;
+        self.end = offset + header.record_len() as u64;
+        self.last_time = self.last_time.max(header.time);
     }
 
     /// A place at or before `lsn` from which a scan finds it: the offset, and the tip before it.
     pub fn place_before(&self, lsn: Lsn) -> (u64, Tip) {
         let index = self.waypoints.partition_point(|&(at, ..)| at <= lsn);
+        match index.checked_sub(1) {
+            Some(index) => (self.waypoints[index].1, self.waypoints[index].2),
+            None => (SEGMENT_HEADER_BYTES as u64, self.start),
+        }
+    }
+
+    /// A place at or before the record that holds byte `offset`.
+    pub(super) fn place_at(&self, offset: u64) -> (u64, Tip) {
+        let index = self.waypoints.partition_point(|&(_, at, _)| at <= offset);
         match index.checked_sub(1) {
             Some(index) => (self.waypoints[index].1, self.waypoints[index].2),
             None => (SEGMENT_HEADER_BYTES as u64, self.start),
@@ -81,8 +102,15 @@ impl Segment {
 
 /// A file that can take records.
 pub struct Spare {
-    slot: u32,
-    file: Arc<dyn File>,
+    pub(super) slot: u32,
+    pub(super) file: Arc<dyn File>,
+}
+
+impl Spare {
+    /// A read that was planned before the file was freed may still hold it.
+    fn is_unread(&self) -> bool {
+        Arc::strong_count(&self.file) == 1
+    }
 }
 
 /// The folder of a log.
@@ -126,7 +154,7 @@ impl Folder {
     }
 
     /// Every segment file, by slot. Files with other names are no business of the log and are left alone.
-    pub(super) fn find(&mut self, group: GroupId) -> Result<Vec<(u32, Arc<dyn File>, Found)>> {
+    pub(super) fn find(&mut self, group: GroupId) -> Result<Vec<(Spare, Found)>> {
         let mut found = Vec::new();
         for name in self.storage.list(&self.dir)? {
             let Some(slot) = name.strip_suffix(".seg").and_then(|digits| digits.parse::<u32>().ok()) else {
@@ -150,14 +178,14 @@ impl Folder {
             if let Found::Segment(header) = &what {
                 self.next_sequence = self.next_sequence.max(header.sequence + 1);
             }
-            found.push((slot, file, what));
+            found.push((Spare { slot, file }, what));
         }
         Ok(found)
     }
 
-    /// The number of files made ahead.
+    /// The number of files that can take records now.
     pub fn spares(&self) -> usize {
-        self.spares.len()
+        self.spares.iter().filter(|spare| spare.is_unread()).count()
     }
 
     /// The length of new segments.
@@ -198,10 +226,8 @@ impl Folder {
 
     /// Begins a segment at `tip`: takes a spare, or makes a file here and now.
     pub(super) fn begin(&mut self, group: GroupId, epoch: Epoch, tip: Tip) -> Result<Segment> {
-        let spare = match self.spares.pop() {
-            Some(spare) => spare,
-            None => self.make().run(Fill::Reserve)?,
-        };
+        let index = self.spares.iter().position(Spare::is_unread).expect("the caller has made one");
+        let spare = self.spares.remove(index);
         let header = SegmentHeader {
             group,
             sequence: self.next_sequence,
@@ -211,10 +237,7 @@ impl Folder {
             previous: tip.checksum,
         };
         // If we die before the first sync, the header is old, new or (being one sector) nothing else.
-        if let Err(error) = spare.file.write_at(&[IoSlice::new(&header.encode())], 0) {
-            // The number of this file is burnt with it: what its header holds is not known.
-            return Err(error);
-        }
+        spare.file.write_at(&[IoSlice::new(&header.encode())], 0)?;
         self.next_sequence += 1;
         Ok(Segment::new(spare.slot, spare.file, header, tip))
     }

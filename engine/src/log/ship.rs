@@ -2,11 +2,11 @@
 
 use super::Log;
 use super::chain::Tip;
-use super::format::{HEADER_BYTES, Header, Seed};
+use super::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed};
 use super::scan::{Depth, Scan};
 use super::segment::Segment;
 use crate::peer::Batch;
-use crate::types::Lsn;
+use crate::types::{Lsn, Timestamp};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -165,12 +165,9 @@ impl Read {
         let mut out = BytesMut::new();
         let mut last = self.from.prev();
         while last < self.upto.min(self.segment.last) {
-            let at = scan.offset();
             let skip = scan.tip().lsn.next() < self.from;
             let depth = if skip { Depth::Headers } else { Depth::Whole };
-            let step = scan.next(depth).map_err(|error| ReadError::Io { slot, error })?;
-            let (header, _, payload) =
-                step.map_err(|stop| ReadError::Damaged { slot, offset: at, lsn: last.next(), stop })?;
+            let (mut header, payload) = step(&mut scan, slot, depth)?;
             if skip {
                 continue;
             }
@@ -179,10 +176,9 @@ impl Read {
             }
             let start = out.len();
             let mut bytes = [0; HEADER_BYTES];
-            let mut header = header;
             header.encode(self.seed, &mut bytes);
             out.extend_from_slice(&bytes);
-            out.extend_from_slice(payload);
+            out.extend_from_slice(&payload);
             out.resize(start + header.record_len(), 0);
             last = header.lsn;
         }
@@ -191,13 +187,28 @@ impl Read {
 }
 
 impl Log {
+    /// How to read a stretch of a payload back; `None` if its file is not held any more.
+    #[must_use]
+    pub(crate) fn in_record(&self, place: super::Place) -> Option<crate::read::InRecord> {
+        let segment = self.line.iter().rev().find(|segment| segment.slot == place.segment)?;
+        let (scan_from, scan_tip) = segment.place_at(place.offset);
+        Some(crate::read::InRecord {
+            file: segment.file.clone(),
+            seed: self.seed,
+            end: segment.end,
+            scan_from,
+            scan_tip,
+            offset: place.offset,
+        })
+    }
+
     /// Durable records from `from` on.
     #[must_use]
     pub fn read(&self, from: Lsn, max_bytes: usize) -> Stretch {
-        if from > self.durable {
+        if from > self.durable.lsn {
             return Stretch::UpToDate;
         }
-        if let Some(batch) = self.recent.read(self.seed, from, self.durable, max_bytes) {
+        if let Some(batch) = self.recent.read(self.seed, from, self.durable.lsn, max_bytes) {
             return Stretch::Ready(batch);
         }
         let segment = self.line.iter().rev().find(|segment| segment.header.first <= from);
@@ -206,7 +217,7 @@ impl Log {
                 segment: segment.clone(),
                 seed: self.seed,
                 from,
-                upto: self.durable,
+                upto: self.durable.lsn,
                 max_bytes,
             }),
             None => Stretch::Gone,
@@ -216,7 +227,7 @@ impl Log {
     /// Whether records from `from` on are in memory, or there are none yet.
     #[must_use]
     pub fn has_in_memory(&self, from: Lsn) -> bool {
-        from > self.durable || self.recent.runs.front().is_some_and(|run| run.first <= from)
+        from > self.durable.lsn || self.recent.runs.front().is_some_and(|run| run.first <= from)
     }
 
     /// Lets go of the memory of records that every replica has.
@@ -237,19 +248,103 @@ impl Log {
             return Ok(None);
         }
         let slot = segment.slot;
-        let (offset, tip) = if lsn == segment.start.lsn {
-            (super::SEGMENT_HEADER_BYTES as u64, segment.start)
-        } else {
-            segment.place_before(lsn)
+        let (offset, tip) = match lsn == segment.start.lsn {
+            true => (SEGMENT_HEADER_BYTES as u64, segment.start),
+            false => segment.place_before(lsn),
         };
         let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
         while scan.tip().lsn < lsn {
-            let at = scan.offset();
-            let expected = scan.tip().lsn.next();
-            if let Err(stop) = scan.next(Depth::Headers).map_err(|error| ReadError::Io { slot, error })? {
-                return Err(ReadError::Damaged { slot, offset: at, lsn: expected, stop });
-            }
+            step(&mut scan, slot, Depth::Headers)?;
         }
         Ok(Some((scan.tip(), slot, scan.offset())))
+    }
+
+    /// The segment that holds `lsn`, and a scan that stands before that record.
+    fn scan_to(&self, lsn: Lsn) -> Result<Option<(&Segment, Scan)>, ReadError> {
+        let Some(segment) = self.line.iter().rev().find(|segment| segment.header.first <= lsn) else {
+            return Ok(None);
+        };
+        if lsn > segment.last {
+            return Ok(None);
+        }
+        let (offset, tip) = segment.place_before(lsn);
+        let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+        while scan.tip().lsn.next() < lsn {
+            step(&mut scan, segment.slot, Depth::Headers)?;
+        }
+        Ok(Some((segment, scan)))
+    }
+
+    /// When a retained record was written.
+    #[must_use]
+    pub fn time_of(&self, lsn: Lsn) -> Option<Timestamp> {
+        let (segment, mut scan) = self.scan_to(lsn).ok()??;
+        step(&mut scan, segment.slot, Depth::Headers).ok().map(|(header, _)| header.time)
+    }
+
+    /// Bytes of records behind a retained LSN.
+    #[must_use]
+    pub fn bytes_after(&self, lsn: Lsn) -> Option<u64> {
+        let Some((segment, scan)) = self.scan_to(lsn.next()).ok()? else {
+            return (lsn >= self.tip.lsn).then_some(0);
+        };
+        let rest = self.line.iter().filter(|later| later.header.first > segment.header.first);
+        let rest: u64 = rest.map(|later| later.end - SEGMENT_HEADER_BYTES as u64).sum();
+        Some(segment.end - scan.offset() + rest)
+    }
+
+    /// The newest LSN, at most `upto`, such that no record up to it within its segment is younger than `time`;
+    /// `None` if every retained record is.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn last_until(&self, time: Timestamp, upto: Lsn) -> Result<Option<Lsn>, ReadError> {
+        for segment in self.line.iter().rev().filter(|segment| segment.header.first <= upto) {
+            if segment.last_time <= time {
+                return Ok(Some(segment.last.min(upto)));
+            }
+            let offset = SEGMENT_HEADER_BYTES as u64;
+            let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, segment.start);
+            let mut found = None;
+            while scan.tip().lsn < segment.last.min(upto) {
+                let (header, _) = step(&mut scan, segment.slot, Depth::Headers)?;
+                if header.time > time {
+                    break;
+                }
+                found = Some(header.lsn);
+            }
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// All records behind `after`, read back whole.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn records_after(&self, after: Lsn) -> Result<Vec<(Header, Bytes)>, ReadError> {
+        let mut records = Vec::new();
+        for segment in self.line.iter().filter(|segment| segment.last > after) {
+            let (offset, tip) = segment.place_before(after.next());
+            let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+            while scan.tip().lsn < segment.last {
+                let (header, payload) = step(&mut scan, segment.slot, Depth::Whole)?;
+                if header.lsn > after {
+                    records.push((header, payload));
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// The next record, which must be there; its payload if the depth asks for it.
+fn step(scan: &mut Scan, slot: u32, depth: Depth) -> Result<(Header, Bytes), ReadError> {
+    let (offset, lsn) = (scan.offset(), scan.tip().lsn.next());
+    match scan.next(depth).map_err(|error| ReadError::Io { slot, error })? {
+        Ok((header, _, payload)) => Ok((header, Bytes::copy_from_slice(payload))),
+        Err(stop) => Err(ReadError::Damaged { slot, offset, lsn, stop }),
     }
 }

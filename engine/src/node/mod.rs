@@ -155,7 +155,7 @@ impl Node {
     /// The durable position.
     #[must_use]
     pub fn durable(&self) -> Position {
-        self.durable
+        self.log.durable().position()
     }
 
     /// The history of the main line.
@@ -202,7 +202,8 @@ impl Node {
         now: Now,
         change: impl FnOnce(&mut State),
     ) -> Result<(), crate::state::Error> {
-        match self.file.update(change) {
+        let file = self.file.clone().expect("a node that is not born has no state to change");
+        match file.update(change) {
             Ok(state) => {
                 self.state = state;
                 Ok(())
@@ -229,11 +230,11 @@ impl Node {
     /// Up to where a flush may be answered.
     fn safe(&self) -> Lsn {
         match self.config.ack {
-            AckPolicy::Local => self.durable.lsn,
+            AckPolicy::Local => self.log.durable().lsn,
             AckPolicy::Replica => {
                 let elsewhere =
                     self.followers.values().map(|follower| follower.acknowledged).max().unwrap_or_default();
-                self.durable.lsn.min(elsewhere)
+                self.log.durable().lsn.min(elsewhere)
             }
         }
     }
@@ -257,7 +258,7 @@ impl Node {
 
     /// Whether an answer waits for records that are not durable here.
     pub(crate) fn someone_waits(&self) -> bool {
-        self.waiters.back().is_some_and(|waiter| waiter.lsn > self.durable.lsn)
+        self.waiters.back().is_some_and(|waiter| waiter.lsn > self.log.durable().lsn)
     }
 
     /// The answers that are due. The caller delivers them.
@@ -276,7 +277,10 @@ impl Node {
             return Refusal::NoSpace;
         }
         if let log::Error::Failed(failure) = error {
-            self.fail(now, format!("the log failed, {failure}; the records up to LSN {} are safe", failure.lsn));
+            self.fail(
+                now,
+                format!("the log failed, {failure}; the records up to LSN {} are safe", failure.lsn),
+            );
         }
         Refusal::Io
     }

@@ -166,8 +166,7 @@ impl Node {
         let state = State { group, history, ..unborn_state(self.config.node) };
         let file = StateFile::create(&*self.storage, &self.config.dir, &path, state.clone())?;
         let lock = std::mem::replace(&mut self._lock, Box::new(()));
-        let (node, _) =
-            load(self.storage.clone(), self.config.clone(), Some(Arc::new(file)), state, lock)?;
+        let (node, _) = load(self.storage.clone(), self.config.clone(), Some(Arc::new(file)), state, lock)?;
         *self = node;
         tracing::info!(group = %self.config.name, id = %group, at = %now.wall, "became a replica");
         Ok(())
@@ -234,10 +233,11 @@ impl Node {
             let epoch = self.state.epoch();
             self.append_control(now, epoch, Kind::Volume, spec.id, &body)?;
             let base = match &self.index {
-                Some(_) => Some(open_base(&*self.storage, &self.config.dir, &spec)?),
+                Some(_) => Some(open_base(&*self.storage, &self.config.dir, &spec, Presence::Any)?),
                 None => None,
             };
-            let volume = Volume { spec, backing: Some(backing), base, active: Overlay::default(), frozen: None };
+            let volume =
+                Volume { spec, backing: Some(backing), base, active: Overlay::default(), frozen: None };
             self.volumes.insert(volume.spec.id, volume);
         }
         Ok(())
@@ -305,8 +305,12 @@ fn load(
             true => Some(open_backing(&*storage, &config, &spec)?),
             false => None,
         };
+        let presence = match state.volumes.contains(&spec) {
+            true => Presence::Expected,
+            false => Presence::Any,
+        };
         let base = match has_index {
-            true => Some(open_base(&*storage, &config.dir, &spec)?),
+            true => Some(open_base(&*storage, &config.dir, &spec, presence)?),
             false => None,
         };
         let active = overlays.remove(&id).unwrap_or_default();
@@ -371,7 +375,7 @@ pub(crate) fn spec_of(header: &Header, payload: &[u8]) -> Option<VolumeSpec> {
 
 fn check_spec(spec: &VolumeSpec, others: usize) -> Result<(), Error> {
     let bad = |reason: String| Err(Error::BadVolume { volume: spec.name.clone(), reason });
-    if spec.size == 0 || spec.size % VOLUME_UNIT_BYTES != 0 || spec.size > MAX_VOLUME_BYTES {
+    if spec.size == 0 || !spec.size.is_multiple_of(VOLUME_UNIT_BYTES) || spec.size > MAX_VOLUME_BYTES {
         return bad(format!(
             "a size of {} bytes is not a multiple of {VOLUME_UNIT_BYTES} from {VOLUME_UNIT_BYTES} to 64 TiB",
             spec.size
@@ -529,17 +533,52 @@ fn open_backing(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> Re
     Ok(file)
 }
 
-/// The base image of a volume; made if it is not there, which is right as long as nothing was folded into it.
+/// The disk that a promoted node fills: whatever it held is overwritten.
+pub(crate) fn make_target(
+    storage: &dyn Storage,
+    path: &str,
+    spec: &VolumeSpec,
+) -> Result<Arc<dyn File>, Error> {
+    let dir = dir_of(path);
+    storage.create_dir(dir).map_err(io(dir))?;
+    let file = match storage.open(path, OpenMode::Write) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            storage.open(path, OpenMode::Create).map_err(io(path))?
+        }
+        opened => opened.map_err(io(path))?,
+    };
+    if file.len().map_err(io(path))? < spec.size {
+        file.set_len(spec.size).map_err(io(path))?;
+    }
+    file.sync().map_err(io(path))?;
+    storage.sync_dir(dir).map_err(io(dir))?;
+    Ok(file)
+}
+
+/// Whether a base image may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    /// The state on record knows the volume, so its image was made long ago.
+    Expected,
+    /// The volume is new; its image is made if it is not there.
+    Any,
+}
+
+/// The base image of a volume.
 pub(crate) fn open_base(
     storage: &dyn Storage,
     group_dir: &str,
     spec: &VolumeSpec,
+    presence: Presence,
 ) -> Result<Arc<dyn File>, Error> {
     let dir = format!("{group_dir}/base");
     let path = format!("{dir}/{}.img", spec.name);
     storage.create_dir(&dir).map_err(io(&dir))?;
     let file = match storage.open(&path, OpenMode::Write) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
+            if presence == Presence::Expected {
+                return Err(Error::BackingMissing { volume: spec.name.clone(), path });
+            }
             let file = storage.open(&path, OpenMode::Create).map_err(io(&path))?;
             storage.sync_dir(&dir).map_err(io(&dir))?;
             file
