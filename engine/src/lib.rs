@@ -11,18 +11,23 @@
 //! | [`event`] | the kinds of records |
 //! | [`log`] | the log: append, sync, recover, read back |
 //! | [`state`] | what a node must know before it can read its log |
-//! | [`index`] | newest version of each byte at any LSN, as places in the log |
+//! | [`index`] | the version index: where in the log each extent stands, at any LSN |
 //! | [`overlay`] | writes that are in the log but not on the backing |
 //! | [`read`] | planned reads, carried out without a lock |
 //! | [`peer`] | what two nodes tell each other |
 //! | [`node`] | one group on one node: roles, requests, replication, points, background work |
+//! | [`faulty`] | a storage around another that fails on demand, for tests |
+//! | `os` | the real files, clock and catalog, behind the feature of that name |
 
 pub mod event;
+pub mod faulty;
 pub mod guest;
 pub mod index;
 pub mod io;
 pub mod log;
 pub mod node;
+#[cfg(feature = "os")]
+pub mod os;
 pub mod overlay;
 pub mod peer;
 pub mod read;

@@ -1,0 +1,10 @@
+//! The real world behind the engine's traits: files and block devices, the clock, the catalog. No other module of
+//! the engine names this one.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`disk`] | names in a folder, and the lock: [`crate::io::Storage`] |
+//! | `file` | an open file or block device: [`crate::io::File`] |
+
+pub mod disk;
+mod file;
