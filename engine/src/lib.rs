@@ -16,9 +16,11 @@
 //! | [`read`] | planned reads, carried out without a lock |
 //! | [`peer`] | what two nodes tell each other |
 //! | [`node`] | one group on one node: roles, requests, replication, points, background work |
+//! | [`catalog`] | marks, times and cursors: what is looked up in a log |
 //! | [`faulty`] | a storage around another that fails on demand, for tests |
 //! | `os` | the real files, clock and catalog, behind the feature of that name |
 
+pub mod catalog;
 pub mod event;
 pub mod faulty;
 pub mod guest;

@@ -3,8 +3,12 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`catalog`] | the catalog on disk |
+//! | [`clock`] | the time |
 //! | [`disk`] | names in a folder, and the lock: [`crate::io::Storage`] |
 //! | `file` | an open file or block device: [`crate::io::File`] |
 
+pub mod catalog;
+pub mod clock;
 pub mod disk;
 mod file;
