@@ -88,7 +88,8 @@ fn backing_is_the_plain_disk_once_applied() {
     }
     node.work();
     for (index, name) in ["data", "wal"].into_iter().enumerate() {
-        let plain = std::fs::read(dir.0.join(format!("g/volumes/{name}.img"))).expect("the plain disk is there");
+        let plain =
+            std::fs::read(dir.0.join(format!("g/volumes/{name}.img"))).expect("the plain disk is there");
         assert!(plain == reference.volumes[index], "{name} is not the volume");
     }
 }
@@ -205,7 +206,8 @@ fn promotion_at_any_point_keeps_the_rest_as_a_branch() {
             assert!(!replica.node.is_hydrating(), "the disks are whole by now");
         }
     }
-    let plain = |name: &str| std::fs::read(there.0.join(format!("g/volumes/{name}.img"))).expect("a plain disk");
+    let plain =
+        |name: &str| std::fs::read(there.0.join(format!("g/volumes/{name}.img"))).expect("a plain disk");
     replica.work();
     assert!(plain("data") == promoted.volumes[0] && plain("wal") == promoted.volumes[1]);
 

@@ -379,6 +379,32 @@ impl Node {
             .map(|at| retry.map_or(at, |retry| at.max(retry)))
     }
 
+    /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.
+    #[must_use]
+    pub fn is_due(&self, now: Now, lane: Lane) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        match lane {
+            Lane::Sync => !self.work.syncing && self.sync_is_due(now),
+            Lane::Bulk if self.work.bulk || now.mono < self.work.retry_at => false,
+            Lane::Bulk => {
+                let active: u64 = self.volumes.values().map(|volume| volume.active.bytes()).sum();
+                let limits = &self.config.limits;
+                match self.work.frozen_at {
+                    Some(at) => at <= self.log.durable().lsn,
+                    None => active >= limits.apply_bytes || self.is_hydrating(),
+                }
+            }
+        }
+    }
+
+    /// Whether records wait for a sync at all.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        self.unsynced_since.is_some()
+    }
+
     fn sync_is_due(&self, now: Now) -> bool {
         let limits = &self.config.limits;
         let Some(since) = self.unsynced_since else { return false };

@@ -6,9 +6,11 @@
 //! | [`catalog`] | the catalog on disk |
 //! | [`clock`] | the time |
 //! | [`disk`] | names in a folder, and the lock: [`crate::io::Storage`] |
+//! | [`runtime`] | a node on threads |
 //! | `file` | an open file or block device: [`crate::io::File`] |
 
 pub mod catalog;
 pub mod clock;
 pub mod disk;
 mod file;
+pub mod runtime;

@@ -1,7 +1,12 @@
 //! What the engine's tests share: a folder of their own, a clock of their own, and a node that is driven by hand
 //! exactly as the runtime drives it.
 
-#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test binary uses its own part of this"
+)]
 
 use bytes::Bytes;
 use engine::guest::{Completion, Op, Refusal, Reply, Request};
@@ -70,12 +75,7 @@ pub fn primary_config(dir: &str) -> Config {
 }
 
 pub fn replica_config(dir: &str) -> Config {
-    Config {
-        node: NodeId([2; 16]),
-        start: Start::Replica,
-        replicas: Vec::new(),
-        ..primary_config(dir)
-    }
+    Config { node: NodeId([2; 16]), start: Start::Replica, replicas: Vec::new(), ..primary_config(dir) }
 }
 
 /// A node, and a clock that moves a millisecond with each look at it.
@@ -89,7 +89,10 @@ impl Driven {
         Driven::open_reporting(storage, config).map(|(driven, _)| driven)
     }
 
-    pub fn open_reporting(storage: Arc<dyn Storage>, config: Config) -> Result<(Driven, Report), open::Error> {
+    pub fn open_reporting(
+        storage: Arc<dyn Storage>,
+        config: Config,
+    ) -> Result<(Driven, Report), open::Error> {
         let now = Now { mono: Mono(0), wall: Timestamp(1_700_000_000_000_000_000) };
         let (node, report) = Node::open(now, storage, config)?;
         Ok((Driven { node, now }, report))
@@ -144,7 +147,8 @@ impl Driven {
 
     pub fn read_point(&mut self, volume: VolumeId, at: Lsn) -> Vec<u8> {
         self.node.pin(at).expect("the point can be selected");
-        let plan = self.node.plan_point(volume, at, Extent::new(0, VOLUME_BYTES)).expect("the volume is there");
+        let plan =
+            self.node.plan_point(volume, at, Extent::new(0, VOLUME_BYTES)).expect("the volume is there");
         let bytes = plan.read_all().expect("the point can be read").to_vec();
         self.node.unpin(at);
         bytes
