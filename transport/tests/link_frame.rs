@@ -73,7 +73,11 @@ fn golden_fixtures_decode_and_encode_byte_for_byte() {
         for step in [1, 3, golden.len()] {
             let (frames, error, rest) = decode(&golden, step);
             assert_eq!((error, rest), (None, 0), "{name} in pieces of {step}");
-            assert_eq!(frames.into_iter().map(flat).collect::<Vec<_>>(), [frame.clone()], "{name}");
+            assert_eq!(
+                frames.into_iter().map(flat).collect::<Vec<_>>(),
+                std::slice::from_ref(&frame),
+                "{name}"
+            );
         }
     }
 }
@@ -111,9 +115,11 @@ fn every_bit_flip_is_an_error_or_another_message() {
                 ([], Some(_)) => refused += 1,
                 // A longer length: the rest of the frame has not come yet. Or an unknown frame to be skipped.
                 ([], None) => waiting += 1,
-                ([changed], None) => {
+                // A shorter length leaves bytes over, which are the start of something else.
+                ([changed], _) => {
                     assert_ne!(flat(changed.clone()), frame, "{name}, bit {bit}");
-                    assert_eq!(encode(changed), bytes, "{name}, bit {bit}");
+                    let again = encode(changed);
+                    assert_eq!(again, bytes[..again.len()], "{name}, bit {bit}");
                     other += 1;
                 }
                 (frames, error) => panic!("{name}, bit {bit}: {frames:?}, {error:?}"),

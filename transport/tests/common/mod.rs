@@ -1,5 +1,10 @@
 //! What the tests of the link share.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test binary uses its own part of it"
+)]
 
 pub mod samples;
 
