@@ -213,6 +213,27 @@ fn a_name_that_is_no_text_is_refused() {
     assert_eq!(decode(&bytes, 7).1, Some(Error::Malformed(Kind::Hello)));
 }
 
+/// R19: a name of 60,000 bytes would go into logs and maps.
+#[test]
+fn a_long_group_name_is_refused_both_ways() {
+    let golden = encode(&samples::frames()[0].1);
+    let name = golden.windows(9).position(|window| window == b"orders-db").expect("the name is in the hello");
+    for len in [255, 256, 60_000] {
+        let mut body = golden[HEADER_BYTES..name - 8].to_vec();
+        body.extend_from_slice(&u64::to_le_bytes(len as u64));
+        body.resize(body.len() + len, b'x');
+        body.extend_from_slice(&golden[name + 9..]);
+        let bytes = [&header(Kind::Hello as u8, body.len())[..], &body].concat();
+        let (frames, error, _) = decode(&bytes, 4096);
+        let refused = Error::TooLong { kind: Kind::Hello as u8, len, limit: 255 };
+        assert_eq!((frames.len(), error), if len > 255 { (0, Some(refused.clone())) } else { (1, None) });
+        let mut hello = samples::hello(1);
+        hello.name = "x".repeat(len);
+        let frame = Frame::Hello(transport::link::frame::Offer { minor: 0, features: 0, hello });
+        assert_eq!(frame.encode(&mut Vec::new()), if len > 255 { Err(refused) } else { Ok(()) });
+    }
+}
+
 /// R19: length and body disagree, both ways.
 #[test]
 fn a_body_longer_or_shorter_than_its_message_is_refused() {

@@ -335,7 +335,6 @@ fn acks_never_go_back() {
         position(2, 79),
         position(2, 0),
         position(1, 81),
-        position(3, 80),
         Position { checksum: Checksum(1), ..position(2, 80) },
     ] {
         let mut sender = start();
@@ -345,6 +344,15 @@ fn acks_never_go_back() {
     let mut sender = start();
     sender.handle_frame(at(4), Frame::Ack(position(2, 81)));
     assert_eq!(sender.poll_event(), Some(sender::Event::Acked(position(2, 81))));
+}
+
+/// R07: a replica that was promoted stands in a later epoch: its position is never taken for an acknowledgement.
+#[test]
+fn a_position_of_a_later_epoch_is_no_ack() {
+    let mut sender = streaming_sender(&small());
+    sender.handle_records(batch(78, 4, 1));
+    sender.handle_frame(at(4), Frame::Ack(position(3, 79)));
+    assert_eq!(sender.poll_event(), lost(Violation::AckFromBeyond { acked: Epoch(3), own: Epoch(2) }));
 }
 
 /// R01: a batch repeated, skipped, overlapping, going back or from the future: refused, and nothing of it is

@@ -22,6 +22,9 @@ pub const HEADER_BYTES: usize = 8;
 /// The longest body of any frame but a batch. A history of 1,300 reigns fits.
 pub const MAX_CONTROL_BYTES: usize = 64 << 10;
 
+/// The longest name of a group, in bytes.
+pub const MAX_GROUP_NAME_BYTES: usize = 255;
+
 /// Length of the two LSNs at the head of a batch's body.
 pub const BATCH_PREFIX_BYTES: usize = 16;
 
@@ -126,8 +129,8 @@ pub enum Error {
     /// Bytes that must be zero are not.
     #[error("reserved bytes of a frame header are {0:#08x}, not zero")]
     Reserved(u32),
-    /// The body's length is above the limit of its kind.
-    #[error("a frame of kind {kind:#04x} claims {len} bytes, above its limit of {limit}")]
+    /// The body's length is above the limit of its kind, or a name in it above that of names.
+    #[error("a frame of kind {kind:#04x} claims {len} bytes, the limit is {limit}")]
     TooLong {
         /// First byte of the header.
         kind: u8,
@@ -176,7 +179,10 @@ impl Frame {
     /// for a batch that no decoder would take. Nothing is appended then.
     pub fn encode(&self, out: &mut Vec<Bytes>) -> Result<(), Error> {
         match self {
-            Frame::Hello(body) => control(Kind::Hello, body, out),
+            Frame::Hello(body) => {
+                check_name(&body.hello.name)?;
+                control(Kind::Hello, body, out)
+            }
             Frame::Welcome(body) => control(Kind::Welcome, body, out),
             Frame::Rebuff(body) => control(Kind::Rebuff, body, out),
             Frame::Ack(body) => control(Kind::Ack, body, out),
@@ -198,7 +204,11 @@ impl Frame {
     /// The control message of `kind` whose whole body is `body`; a batch has no such form.
     pub(super) fn decode_control(kind: Kind, body: &[u8]) -> Result<Frame, Error> {
         match kind {
-            Kind::Hello => parse(kind, body).map(Frame::Hello),
+            Kind::Hello => {
+                let offer: Offer = parse(kind, body)?;
+                check_name(&offer.hello.name)?;
+                Ok(Frame::Hello(offer))
+            }
             Kind::Welcome => parse(kind, body).map(Frame::Welcome),
             Kind::Rebuff => parse(kind, body).map(Frame::Rebuff),
             Kind::Ack => parse(kind, body).map(Frame::Ack),
@@ -257,6 +267,13 @@ pub(super) fn check_batch(first: Lsn, last: Lsn, len: usize) -> Result<(), Error
         return Err(Error::BadRange { first, last, len });
     }
     Ok(())
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    match name.len() {
+        0..=MAX_GROUP_NAME_BYTES => Ok(()),
+        len => Err(Error::TooLong { kind: Kind::Hello as u8, len, limit: MAX_GROUP_NAME_BYTES }),
+    }
 }
 
 fn put_header(kind: Kind, len: usize, out: &mut BytesMut) {

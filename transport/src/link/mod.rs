@@ -23,11 +23,29 @@
 //! | `dial` | the primary's side: connect, run, and connect again |
 //! | `serve` | the replica's side: accept, authorise, run, take over |
 
+#[cfg(feature = "os")]
+mod admission;
+#[cfg(feature = "os")]
+mod backoff;
 pub mod decoder;
+#[cfg(feature = "os")]
+pub mod dial;
+#[cfg(feature = "os")]
+pub mod driver;
 pub mod frame;
+#[cfg(feature = "os")]
+mod gate;
+#[cfg(feature = "os")]
+pub mod quic;
 pub mod receiver;
 pub mod sender;
+#[cfg(feature = "os")]
+pub mod serve;
 pub mod session;
+#[cfg(feature = "os")]
+pub mod tls;
+#[cfg(feature = "os")]
+mod wire;
 
 /// The protocol's name in the TLS handshake. It changes when two versions cannot talk to each other at all;
 /// everything smaller is [`session::MINOR`] and the feature bits.

@@ -18,7 +18,7 @@
 use super::frame::{Acceptance, Frame, Heartbeat, Offer, check_batch};
 use super::session::{Config, FEATURES, MINOR, Reason, Timer, Timers, Violation};
 use engine::peer::{Batch, Hello, Rebuff, Welcome};
-use engine::types::{Lsn, Mono, Now, Position};
+use engine::types::{Epoch, Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
 /// What the driver has to know or do.
@@ -78,6 +78,7 @@ pub struct Sender {
     /// Batches handed to [`Sender::poll_transmit`]'s caller or waiting for it: last LSN and length.
     in_flight: VecDeque<(Lsn, usize)>,
     in_flight_bytes: usize,
+    epoch: Epoch,
     durable: Lsn,
     sent: Lsn,
     acked: Position,
@@ -96,6 +97,7 @@ impl Sender {
         let mut timers = Timers::default();
         timers.set(Timer::Opening, now.mono.plus_ms(config.opening_ms));
         let durable = hello.durable.lsn;
+        let epoch = hello.history.last().map_or(Epoch(0), |reign| reign.epoch);
         let offer = Offer { minor: MINOR, features: FEATURES, hello };
         Sender {
             config,
@@ -105,6 +107,7 @@ impl Sender {
             outgoing: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            epoch,
             durable,
             sent: Lsn::ZERO,
             acked: Position::default(),
@@ -263,6 +266,9 @@ impl Sender {
         let before = self.acked;
         if position.lsn > self.sent {
             return self.violated(Violation::AckBeyondSent { acked: position.lsn, sent: self.sent });
+        }
+        if position.epoch > self.epoch {
+            return self.violated(Violation::AckFromBeyond { acked: position.epoch, own: self.epoch });
         }
         let repeated = position == before;
         if !repeated && (position.lsn <= before.lsn || position.epoch < before.epoch) {

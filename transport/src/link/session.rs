@@ -4,7 +4,7 @@
 //! on. Nothing is repaired in place; the primary dials again and both start from what is durable.
 
 use super::frame::{self, Kind};
-use engine::types::{Lsn, Mono, Position};
+use engine::types::{Epoch, Lsn, Mono, Position};
 
 /// The minor version of `landfall/1` that this code speaks.
 pub const MINOR: u16 = 0;
@@ -90,6 +90,14 @@ pub enum Violation {
         acked: Lsn,
         /// The last LSN sent.
         sent: Lsn,
+    },
+    /// An acknowledgement of a record from an epoch above the primary's own: it is not one that was sent.
+    #[error("a position of epoch {acked} acknowledged, this primary's is {own}")]
+    AckFromBeyond {
+        /// What the replica claims.
+        acked: Epoch,
+        /// The primary's own.
+        own: Epoch,
     },
     /// An acknowledgement that takes back an earlier one, or that names another epoch or checksum for the same
     /// LSN.
