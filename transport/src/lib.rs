@@ -3,7 +3,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`block`] | what a block front end serves: exports, to be implemented by whoever owns the volumes |
+//! | [`nbd`] | the NBD server, and a small client |
 //!
 //! Later siblings of the NBD server yield the same guest requests (`engine::guest`).
 
 pub mod block;
+pub mod nbd;
