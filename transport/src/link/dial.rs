@@ -108,6 +108,16 @@ impl<S: Source> Dialler<S> {
             Err(end) => end,
         };
         closing.code = Code::for_end(&end);
+        let path = closing.connection.stats().path;
+        tracing::debug!(
+            peer = %self.target.node,
+            rtt = ?path.rtt,
+            mtu = path.current_mtu,
+            sent_packets = path.sent_packets,
+            lost_packets = path.lost_packets,
+            mtu_black_holes = path.black_holes_detected,
+            "how the path was"
+        );
         Err(end)
     }
 
@@ -175,7 +185,7 @@ impl<S: Source> Dialler<S> {
                             backoff.reset();
                             tracing::info!(peer = %self.target.node, address = %connection.remote_address(), "the link is up");
                             self.changed(&LinkState::Streaming { address: connection.remote_address() });
-                            sender.handle_attached(clock.now());
+                            sender.handle_attached();
                         }
                         Done::Read(batch) => sender.handle_records(batch),
                     }

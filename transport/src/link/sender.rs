@@ -153,7 +153,7 @@ impl Sender {
     /// # Panics
     ///
     /// If there is no welcome to answer.
-    pub fn handle_attached(&mut self, _now: Now) {
+    pub fn handle_attached(&mut self) {
         if self.state == State::Closed {
             return;
         }
