@@ -57,6 +57,14 @@ pub enum PromoteError {
         /// The newest.
         latest: Lsn,
     },
+    /// Somebody else was first, or the epoch that the caller agreed to is not the next any more.
+    #[error("epoch {asked} cannot begin: epoch {seen} has been seen; nothing was changed")]
+    Conflict {
+        /// What was asked for.
+        asked: Epoch,
+        /// The newest that this node knows of.
+        seen: Epoch,
+    },
     /// A sync is under way; the caller tries again.
     #[error("the log is being synced")]
     Busy,
@@ -66,20 +74,24 @@ pub enum PromoteError {
 }
 
 impl Node {
-    /// Makes this replica the primary of a new epoch, with the volumes as they were at `at`.
+    /// Makes this replica the primary of `epoch`, with the volumes as they were at `at`. The epoch is the one that
+    /// [`Node::next_epoch`] told when the decision was made: of two who decided at once, the second is refused.
     ///
     /// # Errors
     /// [`PromoteError`]; the node is a replica as before then, but for `Failed`, after which the next start
     /// tells.
-    pub fn promote(&mut self, now: Now, at: Lsn) -> Result<Promotion, PromoteError> {
+    pub fn promote(&mut self, now: Now, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
         match self.state.role {
-            Role::Primary => return self.promoted_before(at),
+            Role::Primary => return self.promoted_before(at, epoch),
             Role::Fenced => return Err(PromoteError::Fenced { by: self.state.epoch_seen() }),
             Role::Replica if !self.is_born() => return Err(PromoteError::Empty),
             Role::Replica => {}
         }
         if let Some(failed) = &self.failed {
             return Err(PromoteError::Failed(failed.reason.clone()));
+        }
+        if epoch != self.next_epoch() {
+            return Err(PromoteError::Conflict { asked: epoch, seen: self.state.epoch_seen() });
         }
         if self.work.is_busy() {
             return Err(PromoteError::Busy);
@@ -94,14 +106,16 @@ impl Node {
         let (tip, _, end) =
             found.ok_or_else(|| PromoteError::Failed(format!("LSN {at} is not in the log")))?;
 
-        let epoch = Epoch(self.state.epoch_seen().0 + 1);
         let reign = Reign { epoch, branch: tip.position(), node: self.config.node };
         let branch = (at < latest.lsn).then(|| Branch {
             epoch: latest.epoch,
             after: tip.position(),
             last: latest.lsn,
         });
-        let volumes: Vec<_> = self.volume_specs().cloned().collect();
+        // A volume that was defined behind the point is no part of it.
+        let defined = self.volumes_at(at);
+        let volumes: Vec<_> =
+            self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
         let hydration = Hydration { at, done: volumes.iter().map(|spec| (spec.id, 0)).collect() };
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
         let decided = self.update_state(now, |state| {
@@ -123,6 +137,7 @@ impl Node {
         if let Some(index) = &mut self.index {
             index.truncate_after(at);
         }
+        self.volumes.retain(|id, _| defined.contains(id));
         let failed = |node: &mut Node, reason: String| {
             node.fail(now, reason.clone());
             PromoteError::Failed(reason)
@@ -130,6 +145,7 @@ impl Node {
         let body = encode_body(&Promoted { reign });
         let begun = self.append_control(now, epoch, Kind::Promote, VolumeId(0), &body);
         begun.map_err(|error| failed(self, error.to_string()))?;
+        self.begun = true;
         self.sync_now(now).map_err(PromoteError::Failed)?;
         self.prepare_hydration().map_err(|error| failed(self, error.to_string()))?;
         let primary_durable = self.last_primary.take().map(|last| last.durable);
@@ -139,10 +155,16 @@ impl Node {
         Ok(Promotion { reign, latest: latest.lsn, primary_durable, repeated: false })
     }
 
+    /// The epoch that a promotion here would begin.
+    #[must_use]
+    pub fn next_epoch(&self) -> Epoch {
+        Epoch(self.state.epoch_seen().0 + 1)
+    }
+
     /// Asking again for what was done is no mistake.
-    fn promoted_before(&self, at: Lsn) -> Result<Promotion, PromoteError> {
+    fn promoted_before(&self, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
         let reign = *self.state.history.last().expect("a primary has a reign");
-        if reign.branch.lsn != at || reign.epoch == Epoch(1) {
+        if reign.branch.lsn != at || reign.epoch != epoch || reign.epoch == Epoch(1) {
             return Err(PromoteError::AlreadyPrimary { epoch: reign.epoch, at: reign.branch.lsn });
         }
         let branch = self.state.branches.iter().find(|branch| branch.after == reign.branch);

@@ -23,7 +23,8 @@ use crate::types::{Lsn, Now, Position, Reign};
 pub const MAX_REIGNS: usize = 256;
 
 impl Node {
-    /// A primary introduces itself.
+    /// A primary introduces itself. What an earlier session left unsynced is made durable first, so that the
+    /// welcome tells where the next record goes; a caller that has a sync out brings it back before.
     ///
     /// # Errors
     /// [`Rebuff`]: the answer to send.
@@ -44,12 +45,13 @@ impl Node {
         if !self.is_born() {
             let adopted = self.be_born(now, hello.group, hello.history.clone());
             adopted.map_err(|error| {
-                tracing::warn!(group = %self.config.name, %error, "could not become a replica");
+                // Half of it may be on disk, and a sync that failed is not repeated by this process.
+                self.fail(now, format!("could not become a replica: {error}"));
                 Rebuff::Failed
             })?;
         }
-        self.adopt(now, hello)?;
-        let durable = self.log.durable().position();
+        let durable = self.settle_at_rest(now)?;
+        let durable = self.adopt(now, hello, durable)?;
         if durable.lsn.next() < hello.first {
             return Err(Rebuff::TooFarBehind { durable });
         }
@@ -86,15 +88,24 @@ impl Node {
         }
     }
 
+    /// Whether a sync is out, in which case [`Node::accept`] and [`Node::promote`] have to wait.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.work.is_syncing()
+    }
+
     /// Takes over the primary's history, leaving what it does not contain as a branch.
-    fn adopt(&mut self, now: Now, hello: &Hello) -> Result<(), Rebuff> {
+    fn adopt(&mut self, now: Now, hello: &Hello, durable: Position) -> Result<Position, Rebuff> {
         if self.state.history == hello.history {
-            return Ok(());
+            return Ok(durable);
+        }
+        if self.work.is_busy() {
+            // A fold that is under way may be past the place where the histories part. The next try finds it done.
+            return Err(Rebuff::Failed);
         }
         let common = self.state.history.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
         // The first reign of theirs that is not ours begins behind this position; nothing of ours behind it, or
         // behind the first reign of ours that is not theirs, is part of the history any more.
-        let durable = self.settle_at_rest(now)?;
         let ends = [self.state.history.get(common), hello.history.get(common)];
         let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(durable.lsn, Lsn::min);
         if cut < self.state.horizon {
@@ -120,11 +131,13 @@ impl Node {
             last: durable.lsn,
         });
         let history = hello.history.clone();
+        let defined = self.volumes_at(cut);
         self.update_state(now, |state| {
             state.history = history;
             if let Some(branch) = branch {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);
+                state.volumes.retain(|spec| defined.contains(&spec.id));
             }
         })
         .map_err(|_| Rebuff::Failed)?;
@@ -137,16 +150,14 @@ impl Node {
             if let Some(index) = &mut self.index {
                 index.truncate_after(cut);
             }
+            self.volumes.retain(|id, _| defined.contains(id));
         }
-        Ok(())
+        Ok(self.log.durable().position())
     }
 
     /// Makes everything appended durable, here and now.
     fn settle_at_rest(&mut self, now: Now) -> Result<Position, Rebuff> {
-        if self.work.is_syncing() {
-            // The caller's next try finds it done.
-            return Err(Rebuff::Failed);
-        }
+        assert!(!self.work.is_syncing(), "a hello is judged while no sync is out");
         self.sync_now(now).map_err(|_| Rebuff::Failed)?;
         Ok(self.log.durable().position())
     }
@@ -162,29 +173,31 @@ impl Node {
         if self.state.role != Role::Replica {
             return Err(Rebuff::Superseded { history: self.state.history.clone() });
         }
-        let limit = self.state.epoch();
-        let appended = match self.log.append_batch(batch) {
-            Ok(appended) => appended,
-            Err(error @ log::Error::NotNext { .. }) => {
-                tracing::warn!(group = %self.config.name, %error, "a primary sent what does not follow");
-                return Err(Rebuff::Diverged { at: self.log.tip().position() });
-            }
-            Err(error) if error.is_no_space() => return Err(Rebuff::NoSpace),
-            Err(error) => {
-                self.log_refused(now, &error);
-                return Err(Rebuff::Failed);
-            }
-        };
-        self.appended(now);
+        // What was appended counts, whatever kept the rest from it: it is in the log.
+        let (appended, error) = self.log.append_batch(batch, &self.state.history);
+        if !appended.is_empty() {
+            self.appended(now);
+        }
         for record in &appended {
-            debug_assert!(record.header.epoch <= limit, "the history that was adopted knows every epoch");
             self.work.unsynced_bytes += record.header.record_len() as u64;
             self.follow(now, record).map_err(|error| {
                 self.fail(now, error);
                 Rebuff::Failed
             })?;
         }
-        Ok(())
+        match error {
+            None => Ok(()),
+            Some(error @ log::Error::NotNext { .. }) => {
+                tracing::warn!(group = %self.config.name, %error, "a primary sent what does not follow");
+                Err(Rebuff::Diverged { at: self.log.tip().position() })
+            }
+            Some(error) if error.is_no_space() => Err(Rebuff::NoSpace),
+            Some(error) => {
+                tracing::warn!(group = %self.config.name, %error, "records could not be appended");
+                self.log_refused(now, &error);
+                Err(Rebuff::Failed)
+            }
+        }
     }
 
     /// Takes note of one record.
@@ -211,6 +224,7 @@ impl Node {
                 );
                 let volume = Volume {
                     spec,
+                    defined: header.lsn,
                     backing: None,
                     base: Some(base),
                     active: Overlay::default(),
