@@ -9,7 +9,7 @@
 
 use super::chain::Tip;
 use super::format::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::io::{File, OpenMode, Storage};
+use crate::io::{File, OpenMode, Storage, make_dir};
 use crate::types::{Epoch, GroupId, Lsn, Timestamp};
 use std::io::{Error, IoSlice, Result};
 use std::sync::Arc;
@@ -142,7 +142,7 @@ pub(super) enum Found {
 impl Folder {
     /// Makes the folder if need be.
     pub(super) fn open(storage: Arc<dyn Storage>, dir: &str, segment_bytes: u64) -> Result<Folder> {
-        storage.create_dir(dir)?;
+        make_dir(&*storage, dir)?;
         Ok(Folder {
             storage,
             dir: dir.to_owned(),
