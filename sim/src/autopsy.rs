@@ -56,11 +56,14 @@ pub fn records(node: &Node, disk: &Disk) -> Result<Vec<Record>, String> {
     Ok(records)
 }
 
-/// The last LSN before the incarnation that runs now.
+/// The last LSN before the incarnation that runs now; a node without room begins it later.
 #[must_use]
-pub fn end_before_opening(records: &[Record]) -> Option<Lsn> {
-    let last = records.iter().rev().find(|record| record.header.kind.begins_incarnation())?;
-    Some(last.header.lsn.prev())
+pub fn end_before_opening(node: &Node, records: &[Record]) -> Lsn {
+    let opening = records.iter().rev().find(|record| record.header.kind.begins_incarnation());
+    match opening.filter(|record| record.header.incarnation == node.state().incarnation) {
+        Some(record) => record.header.lsn.prev(),
+        None => node.log().tip().lsn,
+    }
 }
 
 /// The LSNs of an epoch of which a whole record is anywhere in the files of a log, with its checksum.

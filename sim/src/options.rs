@@ -183,6 +183,7 @@ pub fn small_limits(segment_bytes: u64, segments: u64) -> Limits {
         checkpoint_ms: 200,
         ship_delay_ms: 10,
         ship_delay_bytes: 32 << 10,
+        catch_up_bytes: 64 << 10,
         spare_segments: 1,
     }
 }

@@ -88,8 +88,7 @@ impl World {
             Err(_) if m.is_excused() => return Ok(()),
             Err(detail) => return Err(self.broken("invariant_log_is_whole", machine, detail)),
         };
-        let end = autopsy::end_before_opening(&records)
-            .ok_or_else(|| self.broken("invariant_log_is_whole", machine, "no opening in the log".into()))?;
+        let end = autopsy::end_before_opening(node, &records);
         let timeline = &self.timelines[&own];
         let must = timeline.reference.must_survive(death);
         let left = timeline.prefix_at(end);
@@ -98,7 +97,7 @@ impl World {
             let detail = format!("after a {death:?} death the log ends at LSN {lost}, {need} was promised");
             return Err(self.broken("invariant_honest_acknowledgement", machine, detail));
         }
-        for other in &self.machines {
+        for other in self.machines.iter().filter(|other| other.id != m.id) {
             let follows =
                 other.live.as_ref().is_some_and(|live| live.node.history().last().map(key) == Some(own));
             if follows && other.promised.lsn > end && !m.damaged && !other.wiped {
@@ -280,6 +279,11 @@ impl World {
         let mut image = Vec::new();
         for (index, size) in self.options.workload.volumes.clone().iter().enumerate() {
             let Some(live) = &mut self.machines[machine].live else { return Ok(None) };
+            if !live.node.volume_specs().any(|spec| spec.id.0 as usize == index + 1) {
+                // It is defined later than the point that was promoted.
+                image.push(vec![0; *size as usize]);
+                continue;
+            }
             let op = Op::Read(Extent::new(0, *size));
             let mut requests = vec![Request { cookie: u64::MAX, op, fua: false }];
             let mut out = Submitted::default();

@@ -116,7 +116,8 @@ impl World {
             Event::ClockDrift { node, ppm } => self.machines[*node].clock.set_drift(*ppm),
             Event::Promote { node, at_ppm } => {
                 if let Some(live) = &mut self.machines[*node].live {
-                    live.promote = Some(*at_ppm);
+                    let epoch = live.node.next_epoch();
+                    live.promote = Some((*at_ppm, epoch));
                 }
                 self.pump(*node)?;
             }

@@ -176,7 +176,7 @@ impl World {
         let now = self.machines[machine].clock.now(at);
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let all = batch.clone();
-        let before = live.node.log().tip().lsn;
+        let tip_before = live.node.log().tip();
         let was_failed = live.node.failed().is_some();
         let mut out = Submitted::default();
         live.node.submit(now, VolumeId(volume as u32 + 1), &mut batch, &mut out);
@@ -185,6 +185,9 @@ impl World {
         let role = live.node.role();
         let powered = self.machines[machine].disk.is_on();
 
+        // A node that had no room for the record that begins its incarnation puts it before anything else.
+        let begins = u64::from(tip.incarnation != tip_before.incarnation);
+        let before = Lsn(tip_before.lsn.0 + begins);
         // The first of those that change anything are the records behind `before`, in their order. If the log or
         // the machine broke in mid-write, those that follow may be in the file as well.
         let logged = tip.lsn.0 - before.0;

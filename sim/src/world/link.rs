@@ -201,7 +201,7 @@ impl World {
                                 );
                                 let dial = live.dials.get_mut(&target).expect("it was just there");
                                 dial.retry_ms = MIN_RETRY_MS;
-                                dial.sender.as_mut().expect("likewise").handle_attached(now);
+                                dial.sender.as_mut().expect("likewise").handle_attached();
                                 self.count("attached", 1);
                                 self.trace(machine, "attached", &[("to", target as u64), ("next", next.0)]);
                             }
@@ -421,9 +421,8 @@ impl World {
     fn judge(&mut self, machine: usize, conn: ConnId) -> Result<bool> {
         let at = self.now();
         let now = self.machines[machine].clock.now(at);
-        let patient = !self.machines[machine].rng.chance(200_000);
         let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
-        if patient && !live.sync.is_idle() {
+        if !live.sync.is_idle() {
             return Ok(false);
         }
         let Some(incoming) = live.incoming.get_mut(&conn) else { return Ok(false) };

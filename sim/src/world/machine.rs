@@ -31,6 +31,8 @@ impl Slot {
 /// A point that somebody has open.
 pub(super) struct Pin {
     pub(super) at: Lsn,
+    /// The reign that the node followed then.
+    pub(super) epoch: Epoch,
     pub(super) hash: Option<u64>,
 }
 
@@ -44,7 +46,7 @@ pub(super) struct Live {
     pub(super) incoming: BTreeMap<ConnId, Incoming>,
     pub(super) wake: Option<Time>,
     /// An operator waits for a moment of rest, to promote at this share of the window.
-    pub(super) promote: Option<u32>,
+    pub(super) promote: Option<(u32, Epoch)>,
     /// The supervisor ends it soon: its node has failed.
     pub(super) restarting: bool,
     pub(super) pins: Vec<Pin>,

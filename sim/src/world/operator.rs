@@ -30,7 +30,7 @@ impl World {
         let time = self.now();
         let now = self.machines[machine].clock.now(time);
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
-        let Some(at_ppm) = live.promote.take() else { return Ok(()) };
+        let Some((at_ppm, epoch)) = live.promote.take() else { return Ok(()) };
         let Some(at) = self.choose(machine, at_ppm) else {
             self.count("promotion without a window", 1);
             return Ok(());
@@ -38,7 +38,7 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let heard = live.node.report(now).primary;
         let seen = live.node.state().epoch_seen();
-        let result = live.node.promote(now, at);
+        let result = live.node.promote(now, at, epoch);
         let full = live.node.log().used_bytes() + live.node.log().limits().segment_bytes
             > live.node.log().limits().log_bytes;
         if self.check_power(machine)? {
@@ -75,7 +75,7 @@ impl World {
             }
             Err(PromoteError::Busy) => {
                 if let Some(live) = &mut self.machines[machine].live {
-                    live.promote = Some(at_ppm);
+                    live.promote = Some((at_ppm, epoch));
                 }
             }
             Err(error) => {
@@ -137,7 +137,7 @@ impl World {
         let hash = image.as_ref().map(hash_of);
         let life = self.machines[machine].life;
         if let Some(live) = &mut self.machines[machine].live {
-            live.pins.push(Pin { at, hash });
+            live.pins.push(Pin { at, hash, epoch: live.node.state().epoch() });
             self.queue.push(self.now() + span, Ev::Unpin { machine, life, at });
             self.count("points pinned", 1);
         }
@@ -153,7 +153,8 @@ impl World {
         let Some(index) = live.pins.iter().position(|pin| pin.at == at) else { return Ok(()) };
         let pin = live.pins.remove(index);
         // A promotion below it, or a new primary's history that leaves it out, takes the point away.
-        let gone = at > live.node.durable().lsn;
+        let left = live.node.history().iter().any(|reign| reign.epoch > pin.epoch && reign.branch.lsn < at);
+        let gone = left || at > live.node.durable().lsn;
         if !gone {
             let image = self.read_point(machine, at)?;
             if let (Some(before), Some(image)) = (pin.hash, image)
