@@ -126,3 +126,9 @@ pub struct Completion {
     /// How it ended.
     pub result: Result<Reply, Refusal>,
 }
+
+/// Where answers go that did not come at once. Must not block.
+pub trait Later: Send + Sync {
+    /// Delivers one or more answers.
+    fn complete(&self, completions: Vec<Completion>);
+}

@@ -1,0 +1,350 @@
+//! Stretches of the log for a replica: from memory while it keeps up, from the files when it is behind.
+
+use super::Log;
+use super::chain::Tip;
+use super::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed};
+use super::scan::{Depth, Scan};
+use super::segment::Segment;
+use crate::peer::Batch;
+use crate::types::{Lsn, Timestamp};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+
+/// The newest records, as they were appended.
+pub(super) struct Recent {
+    runs: VecDeque<Run>,
+    bytes: usize,
+    limit_bytes: usize,
+}
+
+struct Run {
+    first: Lsn,
+    last: Lsn,
+    bytes: Bytes,
+}
+
+impl Recent {
+    pub(super) fn new(limit_bytes: usize) -> Recent {
+        Recent { runs: VecDeque::new(), bytes: 0, limit_bytes }
+    }
+
+    pub(super) fn push(&mut self, first: Lsn, last: Lsn, bytes: Bytes) {
+        debug_assert!(self.runs.back().is_none_or(|run| run.last.next() == first), "runs follow each other");
+        self.bytes += bytes.len();
+        self.runs.push_back(Run { first, last, bytes });
+        while self.bytes > self.limit_bytes
+            && let Some(run) = self.runs.pop_front()
+        {
+            self.bytes -= run.bytes.len();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.runs.clear();
+        self.bytes = 0;
+    }
+
+    /// Forgets what every replica has.
+    fn forget_through(&mut self, lsn: Lsn) {
+        while self.runs.front().is_some_and(|run| run.last <= lsn) {
+            self.bytes -= self.runs.pop_front().map_or(0, |run| run.bytes.len());
+        }
+    }
+
+    /// Records from `from` to at most `upto`; `None` if `from` is not here any more.
+    fn read(&self, seed: Seed, from: Lsn, upto: Lsn, max_bytes: usize) -> Option<Batch> {
+        let start = self.runs.partition_point(|run| run.last < from);
+        let run = self.runs.get(start).filter(|run| run.first <= from)?;
+        let skip = offset_of(seed, &run.bytes, run.first, from);
+        let mut batch = Batch { first: from, last: from, bytes: Vec::new() };
+        let mut total = 0;
+        for (index, run) in self.runs.range(start..).enumerate() {
+            let bytes = if index == 0 { run.bytes.slice(skip..) } else { run.bytes.clone() };
+            let first = if index == 0 { from } else { run.first };
+            if first > upto || (total > 0 && total + bytes.len() > max_bytes) {
+                break;
+            }
+            // A run may be longer than a batch, and may end behind what is durable.
+            let room = if total == 0 { max_bytes } else { usize::MAX };
+            let (len, last) = if run.last <= upto && bytes.len() <= room {
+                (bytes.len(), run.last)
+            } else {
+                take_while_fits(seed, &bytes, first, upto, room)
+            };
+            batch.bytes.push(bytes.slice(..len));
+            batch.last = last;
+            total += len;
+            if last < run.last || total >= max_bytes {
+                break;
+            }
+        }
+        Some(batch)
+    }
+}
+
+/// The length of the record at `at` of bytes that this process checked or made itself.
+fn record_len_at(seed: Seed, bytes: &[u8], at: usize) -> usize {
+    Header::decode(seed, &bytes[at..]).expect("what is kept in memory was checked or made here").record_len()
+}
+
+/// Where the record `lsn` starts in bytes whose first record is `first`.
+fn offset_of(seed: Seed, bytes: &[u8], first: Lsn, lsn: Lsn) -> usize {
+    (first.0..lsn.0).fold(0, |at, _| at + record_len_at(seed, bytes, at))
+}
+
+/// How many bytes from the start are records up to `upto` and within `room`, at least one; and the last of them.
+fn take_while_fits(seed: Seed, bytes: &[u8], first: Lsn, upto: Lsn, room: usize) -> (usize, Lsn) {
+    let mut lsn = first;
+    let mut at = record_len_at(seed, bytes, 0);
+    while lsn < upto && at < bytes.len() {
+        let len = record_len_at(seed, bytes, at);
+        if at + len > room {
+            break;
+        }
+        at += len;
+        lsn = lsn.next();
+    }
+    (at, lsn)
+}
+
+/// What there is to send.
+pub enum Stretch {
+    /// Nothing durable behind that position.
+    UpToDate,
+    /// Here it is.
+    Ready(Batch),
+    /// In the files: run the job, without the log.
+    OnDisk(Read),
+    /// No longer held: only a copy of the disk can help.
+    Gone,
+}
+
+/// Reads records from the files; runs without the log.
+pub struct Read {
+    segment: Segment,
+    seed: Seed,
+    from: Lsn,
+    upto: Lsn,
+    max_bytes: usize,
+}
+
+/// Why records could not be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Of the file.
+    #[error("reading segment {slot:08}: {error}")]
+    Io {
+        /// The file's number.
+        slot: u32,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A record is not what was written, or the file was used again meanwhile.
+    #[error("segment {slot:08}, offset {offset}, LSN {lsn}: {stop}")]
+    Damaged {
+        /// The file's number.
+        slot: u32,
+        /// Byte in it.
+        offset: u64,
+        /// What belongs there.
+        lsn: Lsn,
+        /// What is wrong.
+        stop: super::scan::Stop,
+    },
+}
+
+impl Read {
+    /// Reads a batch: from `from` on, within one segment, at most `max_bytes` unless the first record is longer.
+    ///
+    /// # Errors
+    /// [`ReadError`]; nothing that fails its checksum is ever handed out.
+    pub fn run(self) -> Result<Batch, ReadError> {
+        let slot = self.segment.slot;
+        let (offset, tip) = self.segment.place_before(self.from);
+        let mut scan = Scan::new(self.segment.file.clone(), self.seed, self.segment.end, offset, tip);
+        let mut out = BytesMut::new();
+        let mut last = self.from.prev();
+        while last < self.upto.min(self.segment.last) {
+            let skip = scan.tip().lsn.next() < self.from;
+            let depth = if skip { Depth::Headers } else { Depth::Whole };
+            let (mut header, payload) = step(&mut scan, slot, depth)?;
+            if skip {
+                continue;
+            }
+            if !out.is_empty() && out.len() + header.record_len() > self.max_bytes {
+                break;
+            }
+            let start = out.len();
+            let mut bytes = [0; HEADER_BYTES];
+            header.encode(self.seed, &mut bytes);
+            out.extend_from_slice(&bytes);
+            out.extend_from_slice(&payload);
+            out.resize(start + header.record_len(), 0);
+            last = header.lsn;
+        }
+        Ok(Batch { first: self.from, last, bytes: vec![out.freeze()] })
+    }
+}
+
+impl Log {
+    /// How to read a stretch of a payload back; `None` if its file is not held any more.
+    #[must_use]
+    pub(crate) fn in_record(&self, place: super::Place) -> Option<crate::read::InRecord> {
+        let segment = self.line.iter().rev().find(|segment| segment.slot == place.segment)?;
+        let (scan_from, scan_tip) = segment.place_at(place.offset);
+        Some(crate::read::InRecord {
+            file: segment.file.clone(),
+            seed: self.seed,
+            end: segment.end,
+            scan_from,
+            scan_tip,
+            offset: place.offset,
+        })
+    }
+
+    /// Durable records from `from` on.
+    #[must_use]
+    pub fn read(&self, from: Lsn, max_bytes: usize) -> Stretch {
+        if from > self.durable.lsn {
+            return Stretch::UpToDate;
+        }
+        if let Some(batch) = self.recent.read(self.seed, from, self.durable.lsn, max_bytes) {
+            return Stretch::Ready(batch);
+        }
+        let segment = self.line.iter().rev().find(|segment| segment.header.first <= from);
+        match segment {
+            Some(segment) => Stretch::OnDisk(Read {
+                segment: segment.clone(),
+                seed: self.seed,
+                from,
+                upto: self.durable.lsn,
+                max_bytes,
+            }),
+            None => Stretch::Gone,
+        }
+    }
+
+    /// Whether records from `from` on are in memory, or there are none yet.
+    #[must_use]
+    pub fn has_in_memory(&self, from: Lsn) -> bool {
+        from > self.durable.lsn || self.recent.runs.front().is_some_and(|run| run.first <= from)
+    }
+
+    /// Lets go of the memory of records that every replica has.
+    pub fn forget_through(&mut self, lsn: Lsn) {
+        self.recent.forget_through(lsn);
+    }
+
+    /// The tip at a retained LSN and the byte behind its record; `None` if it is not retained. Reads up to a
+    /// mebibyte.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn tip_at(&self, lsn: Lsn) -> Result<Option<(Tip, u32, u64)>, ReadError> {
+        let Some(segment) = self.line.iter().rev().find(|segment| segment.start.lsn <= lsn) else {
+            return Ok(None);
+        };
+        if lsn > segment.last {
+            return Ok(None);
+        }
+        let slot = segment.slot;
+        let (offset, tip) = match lsn == segment.start.lsn {
+            true => (SEGMENT_HEADER_BYTES as u64, segment.start),
+            false => segment.place_before(lsn),
+        };
+        let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+        while scan.tip().lsn < lsn {
+            step(&mut scan, slot, Depth::Headers)?;
+        }
+        Ok(Some((scan.tip(), slot, scan.offset())))
+    }
+
+    /// The segment that holds `lsn`, and a scan that stands before that record.
+    fn scan_to(&self, lsn: Lsn) -> Result<Option<(&Segment, Scan)>, ReadError> {
+        let Some(segment) = self.line.iter().rev().find(|segment| segment.header.first <= lsn) else {
+            return Ok(None);
+        };
+        if lsn > segment.last {
+            return Ok(None);
+        }
+        let (offset, tip) = segment.place_before(lsn);
+        let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+        while scan.tip().lsn.next() < lsn {
+            step(&mut scan, segment.slot, Depth::Headers)?;
+        }
+        Ok(Some((segment, scan)))
+    }
+
+    /// When a retained record was written.
+    #[must_use]
+    pub fn time_of(&self, lsn: Lsn) -> Option<Timestamp> {
+        let (segment, mut scan) = self.scan_to(lsn).ok()??;
+        step(&mut scan, segment.slot, Depth::Headers).ok().map(|(header, _)| header.time)
+    }
+
+    /// Bytes of records behind a retained LSN.
+    #[must_use]
+    pub fn bytes_after(&self, lsn: Lsn) -> Option<u64> {
+        let Some((segment, scan)) = self.scan_to(lsn.next()).ok()? else {
+            return (lsn >= self.tip.lsn).then_some(0);
+        };
+        let rest = self.line.iter().filter(|later| later.header.first > segment.header.first);
+        let rest: u64 = rest.map(|later| later.end - SEGMENT_HEADER_BYTES as u64).sum();
+        Some(segment.end - scan.offset() + rest)
+    }
+
+    /// The newest LSN, at most `upto`, such that no record up to it within its segment is younger than `time`;
+    /// `None` if every retained record is.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn last_until(&self, time: Timestamp, upto: Lsn) -> Result<Option<Lsn>, ReadError> {
+        for segment in self.line.iter().rev().filter(|segment| segment.header.first <= upto) {
+            if segment.last_time <= time {
+                return Ok(Some(segment.last.min(upto)));
+            }
+            let offset = SEGMENT_HEADER_BYTES as u64;
+            let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, segment.start);
+            let mut found = None;
+            while scan.tip().lsn < segment.last.min(upto) {
+                let (header, _) = step(&mut scan, segment.slot, Depth::Headers)?;
+                if header.time > time {
+                    break;
+                }
+                found = Some(header.lsn);
+            }
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// All records behind `after`, read back whole.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn records_after(&self, after: Lsn) -> Result<Vec<(Header, Bytes)>, ReadError> {
+        let mut records = Vec::new();
+        for segment in self.line.iter().filter(|segment| segment.last > after) {
+            let (offset, tip) = segment.place_before(after.next());
+            let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+            while scan.tip().lsn < segment.last {
+                let (header, payload) = step(&mut scan, segment.slot, Depth::Whole)?;
+                if header.lsn > after {
+                    records.push((header, payload));
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// The next record, which must be there; its payload if the depth asks for it.
+fn step(scan: &mut Scan, slot: u32, depth: Depth) -> Result<(Header, Bytes), ReadError> {
+    let (offset, lsn) = (scan.offset(), scan.tip().lsn.next());
+    match scan.next(depth).map_err(|error| ReadError::Io { slot, error })? {
+        Ok((header, _, payload)) => Ok((header, Bytes::copy_from_slice(payload))),
+        Err(stop) => Err(ReadError::Damaged { slot, offset, lsn, stop }),
+    }
+}

@@ -1,0 +1,125 @@
+//! What an operator decides about a group on a node.
+
+use crate::log;
+use crate::types::{GroupId, NodeId};
+use std::collections::BTreeMap;
+
+/// When a flush is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckPolicy {
+    /// When it is durable here.
+    Local,
+    /// When it is durable here and on at least one replica: no acknowledged flush is lost with the region.
+    Replica,
+}
+
+/// What happens when the log has reached its limit, which means that a replica has been away for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFull {
+    /// Writes wait until the log has room again.
+    Stall,
+    /// Writes are refused as a full disk would.
+    Refuse,
+}
+
+/// A volume of a group that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What to do if there is nothing in the group's folder yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Make a group, and be its first primary.
+    Primary {
+        /// Its identity: random.
+        group: GroupId,
+        /// Its volumes, in the order of their numbers.
+        volumes: Vec<NewVolume>,
+    },
+    /// Wait for a primary; the group and its volumes come with the log.
+    Replica,
+}
+
+/// How long a replica keeps every write selectable. The window ends at whichever comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Bytes of log.
+    pub bytes: u64,
+    /// Nanoseconds, by the records' own times.
+    pub age_ns: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention { bytes: 8 << 30, age_ns: 24 * 3600 * 1_000_000_000 }
+    }
+}
+
+/// The limits and paces of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of the log.
+    pub log: log::Limits,
+    /// Bytes of writes not yet on the backing above which writes wait for the disk.
+    pub overlay_bytes: u64,
+    /// Bytes of writes after which they are taken to the backing.
+    pub apply_bytes: u64,
+    /// Milliseconds after which they are, however few.
+    pub apply_ms: u64,
+    /// Milliseconds between two checkpoints.
+    pub checkpoint_ms: u64,
+    /// Milliseconds that a record without a flush may wait before it is made durable and sent.
+    pub ship_delay_ms: u64,
+    /// Bytes that may wait so.
+    pub ship_delay_bytes: u64,
+    /// Bytes of log that may be left when a promoted node changes over to its filled disks: they go into memory.
+    pub catch_up_bytes: u64,
+    /// Files made ahead of need.
+    pub spare_segments: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            log: log::Limits::default(),
+            overlay_bytes: 256 << 20,
+            apply_bytes: 32 << 20,
+            apply_ms: 500,
+            checkpoint_ms: 5_000,
+            ship_delay_ms: 10,
+            ship_delay_bytes: 4 << 20,
+            catch_up_bytes: 32 << 20,
+            spare_segments: 2,
+        }
+    }
+}
+
+/// A group on a node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The group's name.
+    pub name: String,
+    /// This node.
+    pub node: NodeId,
+    /// The group's folder.
+    pub dir: String,
+    /// See [`Start`].
+    pub start: Start,
+    /// Where the plain disks are, by the volumes' names; others lie in the group's folder.
+    pub backings: BTreeMap<String, String>,
+    /// The replicas that the log is kept for, by name.
+    pub replicas: Vec<String>,
+    /// See [`AckPolicy`].
+    pub ack: AckPolicy,
+    /// See [`OnFull`].
+    pub on_full: OnFull,
+    /// See [`Retention`].
+    pub retention: Retention,
+    /// See [`Limits`].
+    pub limits: Limits,
+}

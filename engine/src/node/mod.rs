@@ -1,0 +1,301 @@
+//! One group on one node: the machine that everything else drives.
+//!
+//! Inputs are calls that take `now` first; what takes long or waits for a disk comes out as a [`work::Job`], to be
+//! run without the node and brought back; answers that had to wait come out of [`Node::take_answers`]. The node
+//! reads no clock and starts no thread, so the simulator and the real runtime drive the very same code.
+//!
+//! - An answer to a flush leaves in [`Node::settle`] and nowhere else, and only for what is durable: here, and in
+//!   the other region too under [`AckPolicy::Replica`].
+//! - What may be sent to a replica is what [`Log::read`](crate::log::Log::read) gives: nothing above the durable
+//!   position.
+//! - Which role may become which is one table, [`Role::may_become`].
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`] | what an operator decides |
+//! | [`open`] | from the files to a node |
+//! | [`primary`] | guest requests, replicas that follow |
+//! | [`replica`] | following a primary |
+//! | [`promote`] | changing roles |
+//! | [`points`] | recovery points: choosing, opening, reading |
+//! | [`work`] | what is done in the background: sync, apply, checkpoint, fold, hydrate |
+//! | [`report`] | what a node says of itself |
+
+pub mod config;
+pub mod open;
+pub mod points;
+pub mod primary;
+pub mod promote;
+pub mod replica;
+pub mod report;
+pub mod work;
+
+use crate::event::VolumeSpec;
+use crate::guest::Refusal;
+use crate::index::Index;
+use crate::io::{File, Storage};
+use crate::log::{self, Log};
+use crate::overlay::Overlay;
+use crate::state::{Role, State, StateFile};
+use crate::types::{Lsn, Mono, Now, Position, Reign, Timestamp, VolumeId};
+use config::{AckPolicy, Config};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// The number of an answer that has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// An answer that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Which.
+    pub ticket: Ticket,
+    /// How it ended.
+    pub result: Result<(), Refusal>,
+}
+
+/// Why a group does not serve though its role would let it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// What happened, to what, and what to do.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A volume on this node.
+pub(crate) struct Volume {
+    pub(crate) spec: VolumeSpec,
+    /// Where the log defines it; zero if that lies before the retained log.
+    pub(crate) defined: Lsn,
+    /// The plain disk; a replica has none.
+    pub(crate) backing: Option<Arc<dyn File>>,
+    /// The state of the volume at the LSN up to which the group is folded; a node that never was a replica has
+    /// none.
+    pub(crate) base: Option<Arc<dyn File>>,
+    pub(crate) active: Overlay,
+    pub(crate) frozen: Option<Arc<Overlay>>,
+}
+
+/// What a primary knows of one replica.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Follower {
+    pub(crate) acknowledged: Lsn,
+    pub(crate) connected: bool,
+    /// Something that an operator must know; cleared when the link is well again.
+    pub(crate) alarm: Option<String>,
+}
+
+struct Waiter {
+    lsn: Lsn,
+    ticket: Ticket,
+}
+
+/// One group on one node. See the module.
+pub struct Node {
+    pub(crate) config: Config,
+    pub(crate) storage: Arc<dyn Storage>,
+    /// `None` until the node belongs to a group.
+    pub(crate) file: Option<Arc<StateFile>>,
+    /// The state as it is on disk.
+    pub(crate) state: State,
+    pub(crate) log: Log,
+
+    /// Versions in the retained log; `None` on a node that never was a replica.
+    pub(crate) index: Option<Index>,
+    pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    pub(crate) followers: BTreeMap<String, Follower>,
+    pub(crate) failed: Option<Failed>,
+    /// How often each point is in use.
+    pub(crate) pins: BTreeMap<Lsn, u32>,
+    pub(crate) work: work::Work,
+    waiters: VecDeque<Waiter>,
+    answers: Vec<Answer>,
+    next_ticket: u64,
+    /// When the oldest record that is not yet durable was appended.
+    pub(crate) unsynced_since: Option<Mono>,
+    pub(crate) last_primary: Option<LastPrimary>,
+    /// The record that begins this opening of a primary is in the log: nothing else may come before it.
+    pub(crate) begun: bool,
+    _lock: Arc<dyn Send + Sync>,
+}
+
+/// What a replica last heard from its primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastPrimary {
+    /// When, by this node's clock.
+    pub heard: Mono,
+    /// The primary's durable LSN then.
+    pub durable: Lsn,
+}
+
+impl Role {
+    /// Which role may become which.
+    ///
+    /// ```text
+    /// replica → primary   promoted by an operator
+    /// primary → fenced    learned of a newer epoch
+    /// ```
+    #[must_use]
+    pub fn may_become(self, next: Role) -> bool {
+        matches!((self, next), (Role::Replica, Role::Primary) | (Role::Primary, Role::Fenced))
+    }
+}
+
+impl Node {
+    /// The role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.state.role
+    }
+
+    /// Why the group failed, if it did.
+    #[must_use]
+    pub fn failed(&self) -> Option<&Failed> {
+        self.failed.as_ref()
+    }
+
+    /// The durable position.
+    #[must_use]
+    pub fn durable(&self) -> Position {
+        self.log.durable().position()
+    }
+
+    /// The history of the main line.
+    #[must_use]
+    pub fn history(&self) -> &[Reign] {
+        &self.state.history
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The state on record.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The log, for reading.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The volumes.
+    pub fn volume_specs(&self) -> impl Iterator<Item = &VolumeSpec> {
+        self.volumes.values().map(|volume| &volume.spec)
+    }
+
+    /// Ends serving for good, in this process: the disk can no longer be trusted to keep what it is given.
+    pub(crate) fn fail(&mut self, now: Now, reason: String) {
+        if self.failed.is_none() {
+            tracing::warn!(group = %self.config.name, reason, "the group failed");
+            self.failed = Some(Failed { reason, at: now.wall });
+        }
+        self.refuse_waiters(Refusal::Io);
+    }
+
+    /// Changes the state on record. A failure here fails the group: what the disk holds is not known.
+    pub(crate) fn update_state(
+        &mut self,
+        now: Now,
+        change: impl FnOnce(&mut State),
+    ) -> Result<(), crate::state::Error> {
+        let file = self.file.clone().expect("a node that is not born has no state to change");
+        match file.update(change) {
+            Ok(state) => {
+                self.state = state;
+                Ok(())
+            }
+            Err(error) => {
+                self.fail(now, format!("the state could not be written: {error}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// A ticket for an answer at `lsn`; answered at once if that is already safe.
+    pub(crate) fn wait_for(&mut self, lsn: Lsn) -> Option<Ticket> {
+        if self.safe() >= lsn {
+            return None;
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        debug_assert!(self.waiters.back().is_none_or(|last| last.lsn <= lsn), "waiters come in LSN order");
+        self.waiters.push_back(Waiter { lsn, ticket });
+        Some(ticket)
+    }
+
+    /// Up to where a flush may be answered.
+    fn safe(&self) -> Lsn {
+        match self.config.ack {
+            AckPolicy::Local => self.log.durable().lsn,
+            AckPolicy::Replica => {
+                let elsewhere =
+                    self.followers.values().map(|follower| follower.acknowledged).max().unwrap_or_default();
+                self.log.durable().lsn.min(elsewhere)
+            }
+        }
+    }
+
+    /// Persist, then acknowledge: the one place where answers that wait for durability are let go. Called after
+    /// whatever may have moved a position.
+    pub(crate) fn settle(&mut self) {
+        if self.failed.is_some() || self.state.role != Role::Primary {
+            return;
+        }
+        let safe = self.safe();
+        while let Some(waiter) = self.waiters.pop_front_if(|waiter| waiter.lsn <= safe) {
+            self.answers.push(Answer { ticket: waiter.ticket, result: Ok(()) });
+        }
+    }
+
+    pub(crate) fn refuse_waiters(&mut self, refusal: Refusal) {
+        let waiters = self.waiters.drain(..);
+        self.answers.extend(waiters.map(|waiter| Answer { ticket: waiter.ticket, result: Err(refusal) }));
+    }
+
+    /// Whether an answer waits for records that are not durable here.
+    pub(crate) fn someone_waits(&self) -> bool {
+        self.waiters.back().is_some_and(|waiter| waiter.lsn > self.log.durable().lsn)
+    }
+
+    /// The answers that are due. The caller delivers them.
+    pub fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// Takes note of an append.
+    pub(crate) fn appended(&mut self, now: Now) {
+        self.unsynced_since.get_or_insert(now.mono);
+    }
+
+    /// The log's error as a refusal; a failed write fails the group.
+    pub(crate) fn log_refused(&mut self, now: Now, error: &log::Error) -> Refusal {
+        if error.is_no_space() {
+            return Refusal::NoSpace;
+        }
+        if let log::Error::Failed(failure) = error {
+            self.fail(
+                now,
+                format!("the log failed, {failure}; the records up to LSN {} are safe", failure.lsn),
+            );
+        }
+        Refusal::Io
+    }
+
+    /// The volumes that are part of the history up to `lsn`.
+    pub(crate) fn volumes_at(&self, lsn: Lsn) -> BTreeSet<VolumeId> {
+        self.volumes.iter().filter(|(_, volume)| volume.defined <= lsn).map(|(&id, _)| id).collect()
+    }
+
+    /// The path of a file of this group.
+    pub(crate) fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.config.dir)
+    }
+}

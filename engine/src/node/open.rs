@@ -1,0 +1,661 @@
+//! From the files of a group to a [`Node`], whatever ended the last one.
+//!
+//! What a crash leaves behind at each step of making a group, and why the next start gets over it:
+//!
+//! 1. the state file: not whole, so there is no group yet, and it is made again;
+//! 2. the backing files: they are there and hold nothing, which is what a new volume's backing must be;
+//! 3. the first records: those that are missing are appended at the next start.
+//!
+//! Writes that the backing may lack are loaded from the log into the overlay; reads are right at once, and the
+//! backing follows by the same path as ever, once they are durable.
+
+use super::config::{Config, Start};
+use super::{Follower, Node, Volume, work::Work};
+use crate::event::{
+    FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body, encode_body,
+};
+use crate::index::{Index, Source};
+use crate::io::{File, OpenMode, Storage};
+use crate::log::chain::Tip;
+use crate::log::format::Header;
+use crate::log::recovery::{Known, OpenError, Report};
+use crate::log::{self, Draft, Log, Place};
+use crate::overlay::{Content, Overlay};
+use crate::read::is_zero;
+use crate::state::{Role, State, StateFile};
+use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Now, Position, Reign, VolumeId};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+/// The largest volume, in bytes: 64 TiB.
+pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
+/// Volume sizes are multiples of this.
+pub const VOLUME_UNIT_BYTES: u64 = 512;
+/// The most volumes of a group: their definitions fit the state file.
+pub const MAX_VOLUMES: usize = 256;
+/// The longest name of a volume, in bytes.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// Why a group cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has it.
+    #[error("{dir} is in use by another process; stop it first (a process that died leaves no lock behind)")]
+    Locked {
+        /// The group's folder.
+        dir: String,
+    },
+    /// Of the files.
+    #[error("{path}: {error}")]
+    Io {
+        /// File or folder.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Of the state.
+    #[error(transparent)]
+    State(#[from] crate::state::Error),
+    /// Of the log.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// There is a log, but no state.
+    #[error("{dir} holds a log but no state file: restore the file `state`, or move the folder away")]
+    StateMissing {
+        /// The group's folder.
+        dir: String,
+    },
+    /// A backing is not there any more.
+    #[error("volume {volume}: its disk {path} is gone; Landfall does not make a new one in its place")]
+    BackingMissing {
+        /// The volume.
+        volume: String,
+        /// Where it was.
+        path: String,
+    },
+    /// A backing is too small.
+    #[error("volume {volume}: its disk {path} has {len} bytes, the volume {size}")]
+    BackingTooSmall {
+        /// The volume.
+        volume: String,
+        /// The disk.
+        path: String,
+        /// Its length.
+        len: u64,
+        /// What is needed.
+        size: u64,
+    },
+    /// A new volume's backing already holds data.
+    #[error(
+        "volume {volume}: {path} already holds data (at byte {offset}); a new volume starts empty. Give it an \
+         empty disk, and copy the data onto the volume through NBD"
+    )]
+    BackingNotEmpty {
+        /// The volume.
+        volume: String,
+        /// The disk.
+        path: String,
+        /// The first byte that is not zero.
+        offset: u64,
+    },
+    /// Limits that cannot be.
+    #[error("{reason}")]
+    BadLimits {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The log does not take the first records.
+    #[error("the log takes no records: {0}")]
+    Append(#[from] log::Error),
+    /// A definition that cannot be.
+    #[error("volume {volume}: {reason}")]
+    BadVolume {
+        /// The volume.
+        volume: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn io(path: &str) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |error| Error::Io { path, error }
+}
+
+impl Node {
+    /// Opens a group: takes its lock, reads its state and its log, and, on a primary, begins a new incarnation.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing that was there is lost or changed then.
+    pub fn open(now: Now, storage: Arc<dyn Storage>, config: Config) -> Result<(Node, Report), Error> {
+        let dir = config.dir.clone();
+        storage.create_dir(&dir).map_err(io(&dir))?;
+        if let Some(reason) = config.limits.log.fault() {
+            return Err(Error::BadLimits { reason });
+        }
+        let lock = storage.lock(&format!("{dir}/lock")).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => Error::Locked { dir: dir.clone() },
+            _ => Error::Io { path: format!("{dir}/lock"), error },
+        })?;
+        let state_path = format!("{dir}/state");
+        let file = match StateFile::open(&*storage, &state_path)? {
+            Some(file) => Some(file),
+            None => {
+                refuse_log_without_state(&*storage, &dir)?;
+                match &config.start {
+                    Start::Primary { group, .. } => {
+                        check_new_backings(&*storage, &config)?;
+                        let state = first_state(*group, &config);
+                        Some(StateFile::create(&*storage, &dir, &state_path, state)?)
+                    }
+                    Start::Replica => None,
+                }
+            }
+        };
+        let state = match &file {
+            // Whatever an earlier opening left behind a torn tail is older than this, from here on.
+            Some(file) => file.update(|state| state.incarnation.0 += 1)?,
+            None => unborn_state(config.node),
+        };
+        let (mut node, report) = load(storage, config, file.map(Arc::new), state, Arc::from(lock))?;
+        if node.state.role == Role::Primary {
+            match node.begin(now) {
+                // It can be read, and written again once there is room.
+                Err(error) if error.is_no_space() => {
+                    tracing::warn!(group = %node.config.name, %error, "no write is taken until there is room");
+                }
+                begun => begun?,
+            }
+            node.define_new_volumes(now)?;
+        }
+        Ok((node, report))
+    }
+
+    /// Whether the node belongs to a group yet: a new replica does once its primary has called.
+    #[must_use]
+    pub fn is_born(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Makes an unborn replica a member of `group`.
+    pub(crate) fn be_born(&mut self, now: Now, group: GroupId, history: Vec<Reign>) -> Result<(), Error> {
+        assert!(!self.is_born(), "a node is born once");
+        let path = self.path("state");
+        let state = State { group, history, ..unborn_state(self.config.node) };
+        let file = StateFile::create(&*self.storage, &self.config.dir, &path, state.clone())?;
+        let lock = self._lock.clone();
+        let (node, _) = load(self.storage.clone(), self.config.clone(), Some(Arc::new(file)), state, lock)?;
+        *self = node;
+        tracing::info!(group = %self.config.name, id = %group, at = %now.wall, "became a replica");
+        Ok(())
+    }
+
+    /// Makes sure that the first record of this opening is in the log. Called before anything else is appended.
+    ///
+    /// # Errors
+    /// Of the log. For want of space it may be tried again.
+    pub(crate) fn begin(&mut self, now: Now) -> Result<(), log::Error> {
+        if self.begun {
+            return Ok(());
+        }
+        let epoch = self.state.epoch();
+        let node = self.config.node;
+        let (kind, body) = match self.state.history.last() {
+            // We died between deciding the promotion and recording it.
+            Some(&reign) if reign.epoch > self.log.tip().epoch && reign.epoch > Epoch(1) => {
+                (Kind::Promote, encode_body(&Promoted { reign }))
+            }
+            _ => (Kind::Open, encode_body(&Opened { node })),
+        };
+        self.append_control(now, epoch, kind, VolumeId(0), &body)?;
+        self.begun = true;
+        Ok(())
+    }
+
+    pub(crate) fn append_control(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        kind: Kind,
+        volume: VolumeId,
+        body: &[u8],
+    ) -> Result<(), log::Error> {
+        let draft = Draft { kind, flags: 0, volume, extent: Extent::default(), payload: body };
+        let (_, error) = self.log.append(now.wall, epoch, &[draft]);
+        match error {
+            None => {
+                self.appended(now);
+                Ok(())
+            }
+            Some(error) => {
+                self.log_refused(now, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn define_new_volumes(&mut self, now: Now) -> Result<(), Error> {
+        let Start::Primary { volumes, .. } = self.config.start.clone() else { return Ok(()) };
+        for volume in volumes {
+            let known = self.volumes.values().find(|known| known.spec.name == volume.name);
+            if let Some(known) = known {
+                if known.spec.size != volume.size {
+                    let reason = format!(
+                        "its size is {} bytes, the configuration says {}; the size of a volume cannot be \
+                         changed here",
+                        known.spec.size, volume.size
+                    );
+                    return Err(Error::BadVolume { volume: volume.name, reason });
+                }
+                continue;
+            }
+            let next = self.volumes.keys().next_back().map_or(1, |id| id.0 + 1);
+            let spec = VolumeSpec { id: VolumeId(next), name: volume.name, size: volume.size };
+            check_spec(&spec, self.volumes.len())?;
+            let path = backing_path(&self.config, &spec.name);
+            let backing = make_backing(&*self.storage, &path, &spec)?;
+            let body = encode_body(&VolumeDefined { name: spec.name.clone(), size: spec.size });
+            let epoch = self.state.epoch();
+            self.begin(now)?;
+            self.append_control(now, epoch, Kind::Volume, spec.id, &body)?;
+            let base = match &self.index {
+                Some(_) => Some(open_base(&*self.storage, &self.config.dir, &spec, Presence::Any)?),
+                None => None,
+            };
+            let (defined, backing) = (self.log.tip().lsn, Some(backing));
+            let volume = Volume { spec, defined, backing, base, active: Overlay::default(), frozen: None };
+            self.volumes.insert(volume.spec.id, volume);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the log and opens the disks.
+fn load(
+    storage: Arc<dyn Storage>,
+    config: Config,
+    file: Option<Arc<StateFile>>,
+    state: State,
+    lock: Arc<dyn Send + Sync>,
+) -> Result<(Node, Report), Error> {
+    let has_index = state.role == Role::Replica || state.own.iter().all(|&epoch| epoch > Epoch(1));
+    let mut index = has_index.then(|| Index::new(state.base));
+    let mut specs: BTreeMap<VolumeId, VolumeSpec> =
+        state.volumes.iter().map(|spec| (spec.id, spec.clone())).collect();
+    let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
+    let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
+    // A fenced primary's disk is brought up to date as well: what it logged is what it holds.
+    let replays = state.role != Role::Replica && state.hydration.is_none();
+    let headers_through = if replays { state.applied.min(state.durable) } else { state.durable };
+    let (log, report) = {
+        let own = |epoch: Epoch| state.own.contains(&epoch);
+        let known = Known {
+            group: state.group,
+            history: &state.history,
+            own: &own,
+            start: state.start,
+            durable: state.durable,
+            headers_through,
+            incarnation: state.incarnation,
+        };
+        let mut visit = |header: &Header, place: Place, payload: &[u8]| {
+            if header.kind == Kind::Volume {
+                defined.insert(header.volume, header.lsn);
+            }
+            if header.kind == Kind::Volume && header.lsn > headers_through {
+                let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
+                specs.insert(spec.id, spec);
+            }
+            if header.kind.changes_bytes() {
+                if let Some(index) = &mut index
+                    && header.lsn > state.base
+                {
+                    index_record(index, header, place);
+                }
+                if replays && header.lsn > state.applied {
+                    overlays
+                        .entry(header.volume)
+                        .or_default()
+                        .insert(header.extent, content_of(header, payload.to_vec().into()));
+                }
+            }
+            Ok(())
+        };
+        Log::open(storage.clone(), &format!("{}/log", config.dir), config.limits.log, &known, &mut visit)?
+    };
+    if let Some(torn) = &report.torn {
+        tracing::warn!(
+            group = %config.name, lsn = %torn.lsn, slot = torn.slot, offset = torn.offset,
+            records_behind = torn.records_behind, found = %torn.stop,
+            "a power cut tore the tail off the log; nothing that had been durable is missing"
+        );
+    }
+    let mut volumes = BTreeMap::new();
+    for (id, spec) in specs {
+        let backing = match replays {
+            true => Some(open_backing(&*storage, &config, &spec)?),
+            false => None,
+        };
+        let presence = match state.volumes.contains(&spec) {
+            true => Presence::Expected,
+            false => Presence::Any,
+        };
+        let base = match has_index {
+            true => Some(open_base(&*storage, &config.dir, &spec, presence)?),
+            false => None,
+        };
+        let active = overlays.remove(&id).unwrap_or_default();
+        let defined = defined.get(&id).copied().unwrap_or_default();
+        volumes.insert(id, Volume { spec, defined, backing, base, active, frozen: None });
+    }
+    let followers = config
+        .replicas
+        .iter()
+        .map(|name| {
+            let known = state.acknowledged.iter().find(|(known, _)| known == name);
+            let acknowledged = known.map_or(Lsn::ZERO, |&(_, lsn)| lsn);
+            (name.clone(), Follower { acknowledged, ..Follower::default() })
+        })
+        .collect();
+    let applied = if replays { state.applied } else { log.tip().lsn };
+    let mut node = Node {
+        work: Work::new(applied),
+        config,
+        storage,
+        file,
+        state,
+        log,
+        index,
+        volumes,
+        followers,
+        failed: None,
+        pins: BTreeMap::new(),
+        waiters: VecDeque::new(),
+        answers: Vec::new(),
+        next_ticket: 1,
+        unsynced_since: None,
+        last_primary: None,
+        begun: false,
+        _lock: lock,
+    };
+    node.prepare_hydration()?;
+    Ok((node, report))
+}
+
+/// A log record as a version in the index.
+pub(crate) fn index_record(index: &mut Index, header: &Header, place: Place) {
+    let source = match header.kind {
+        Kind::Write => Source::Payload(place),
+        _ => Source::Zero,
+    };
+    index.insert(header.volume, header.lsn, header.extent, source);
+}
+
+/// A log record as an overlay's content.
+pub(crate) fn content_of(header: &Header, payload: bytes::Bytes) -> Content {
+    match header.kind {
+        Kind::Write => Content::Bytes(payload),
+        _ => Content::Zero { no_hole: header.flags & FLAG_NO_HOLE != 0 },
+    }
+}
+
+/// A volume's definition, if the record holds a sane one.
+pub(crate) fn spec_of(header: &Header, payload: &[u8]) -> Option<VolumeSpec> {
+    let defined: VolumeDefined = decode_body(payload)?;
+    let spec = VolumeSpec { id: header.volume, name: defined.name, size: defined.size };
+    check_spec(&spec, 0).is_ok().then_some(spec)
+}
+
+fn check_spec(spec: &VolumeSpec, others: usize) -> Result<(), Error> {
+    let bad = |reason: String| Err(Error::BadVolume { volume: spec.name.clone(), reason });
+    if spec.size == 0 || !spec.size.is_multiple_of(VOLUME_UNIT_BYTES) || spec.size > MAX_VOLUME_BYTES {
+        return bad(format!(
+            "a size of {} bytes is not a multiple of {VOLUME_UNIT_BYTES} from {VOLUME_UNIT_BYTES} to 64 TiB",
+            spec.size
+        ));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let starts_well = spec.name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !starts_well || spec.name.len() > MAX_NAME_BYTES || !spec.name.chars().all(plain) {
+        return bad(format!(
+            "a name is 1 to {MAX_NAME_BYTES} letters, digits, dots, dashes and underscores, and starts with a \
+             letter or digit"
+        ));
+    }
+    if others >= MAX_VOLUMES {
+        return bad(format!("a group has at most {MAX_VOLUMES} volumes"));
+    }
+    Ok(())
+}
+
+fn first_state(group: GroupId, config: &Config) -> State {
+    let reign = Reign { epoch: Epoch(1), branch: Position::default(), node: config.node };
+    State {
+        group,
+        role: Role::Primary,
+        history: vec![reign],
+        own: vec![reign.epoch],
+        ..unborn_state(config.node)
+    }
+}
+
+fn unborn_state(node: crate::types::NodeId) -> State {
+    State {
+        group: GroupId::default(),
+        node,
+        role: Role::Replica,
+        history: Vec::new(),
+        own: Vec::new(),
+        fenced_by: Vec::new(),
+        incarnation: Incarnation(0),
+        start: Tip::default(),
+        durable: Lsn::ZERO,
+        applied: Lsn::ZERO,
+        base: Lsn::ZERO,
+        horizon: Lsn::ZERO,
+        hydration: None,
+        volumes: Vec::new(),
+        branches: Vec::new(),
+        acknowledged: Vec::new(),
+    }
+}
+
+fn refuse_log_without_state(storage: &dyn Storage, dir: &str) -> Result<(), Error> {
+    let log = format!("{dir}/log");
+    let names = match storage.list(&log) {
+        Ok(names) => names,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(&log)(error)),
+    };
+    match names.iter().any(|name| name.ends_with(".seg")) {
+        true => Err(Error::StateMissing { dir: dir.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+/// Where a volume's plain disk is.
+pub(crate) fn backing_path(config: &Config, volume: &str) -> String {
+    config.backings.get(volume).cloned().unwrap_or_else(|| format!("{}/volumes/{volume}.img", config.dir))
+}
+
+fn dir_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or(".", |(dir, _)| if dir.is_empty() { "/" } else { dir })
+}
+
+/// Checked before anything of a new group is made, so that a mistake leaves nothing behind.
+fn check_new_backings(storage: &dyn Storage, config: &Config) -> Result<(), Error> {
+    let Start::Primary { volumes, .. } = &config.start else { return Ok(()) };
+    for (others, volume) in volumes.iter().enumerate() {
+        let spec = VolumeSpec { id: VolumeId(1), name: volume.name.clone(), size: volume.size };
+        check_spec(&spec, others)?;
+        let path = backing_path(config, &volume.name);
+        match storage.open(&path, OpenMode::Read) {
+            Ok(file) => check_empty(&*file, &path, &spec)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(io(&path)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn check_empty(file: &dyn File, path: &str, spec: &VolumeSpec) -> Result<(), Error> {
+    let len = file.len().map_err(io(path))?;
+    if len != 0 && len < spec.size {
+        let (volume, path) = (spec.name.clone(), path.to_owned());
+        return Err(Error::BackingTooSmall { volume, path, len, size: spec.size });
+    }
+    let mut at = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while let Some((start, end)) = file.next_data(at).map_err(io(path))? {
+        let mut offset = start;
+        while offset < end.min(spec.size) {
+            let part = (end.min(spec.size) - offset).min(buffer.len() as u64) as usize;
+            file.read_at(&mut buffer[..part], offset).map_err(io(path))?;
+            if !is_zero(&buffer[..part]) {
+                let skip = buffer[..part].iter().position(|&byte| byte != 0).unwrap_or(0);
+                let (volume, path) = (spec.name.clone(), path.to_owned());
+                return Err(Error::BackingNotEmpty { volume, path, offset: offset + skip as u64 });
+            }
+            offset += part as u64;
+        }
+        if end >= spec.size {
+            break;
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+/// Makes or takes an empty plain disk for a new volume.
+pub(crate) fn make_backing(
+    storage: &dyn Storage,
+    path: &str,
+    spec: &VolumeSpec,
+) -> Result<Arc<dyn File>, Error> {
+    let dir = dir_of(path);
+    storage.create_dir(dir).map_err(io(dir))?;
+    let file = match storage.open(path, OpenMode::Create) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let file = storage.open(path, OpenMode::Write).map_err(io(path))?;
+            check_empty(&*file, path, spec)?;
+            file
+        }
+        Err(error) => return Err(io(path)(error)),
+    };
+    if file.len().map_err(io(path))? < spec.size {
+        file.set_len(spec.size).map_err(io(path))?;
+    }
+    file.sync().map_err(io(path))?;
+    storage.sync_dir(dir).map_err(io(dir))?;
+    Ok(file)
+}
+
+fn open_backing(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> Result<Arc<dyn File>, Error> {
+    let path = backing_path(config, &spec.name);
+    let file = match storage.open(&path, OpenMode::Write) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Error::BackingMissing { volume: spec.name.clone(), path });
+        }
+        opened => opened.map_err(io(&path))?,
+    };
+    let len = file.len().map_err(io(&path))?;
+    if len < spec.size {
+        return Err(Error::BackingTooSmall { volume: spec.name.clone(), path, len, size: spec.size });
+    }
+    Ok(file)
+}
+
+/// The disk that a promoted node fills: whatever it held is overwritten.
+pub(crate) fn make_target(
+    storage: &dyn Storage,
+    path: &str,
+    spec: &VolumeSpec,
+) -> Result<Arc<dyn File>, Error> {
+    let dir = dir_of(path);
+    storage.create_dir(dir).map_err(io(dir))?;
+    let file = match storage.open(path, OpenMode::Write) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            storage.open(path, OpenMode::Create).map_err(io(path))?
+        }
+        opened => opened.map_err(io(path))?,
+    };
+    if file.len().map_err(io(path))? < spec.size {
+        file.set_len(spec.size).map_err(io(path))?;
+    }
+    file.sync().map_err(io(path))?;
+    storage.sync_dir(dir).map_err(io(dir))?;
+    Ok(file)
+}
+
+/// Whether a base image may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    /// The state on record knows the volume, so its image was made long ago.
+    Expected,
+    /// The volume is new; its image is made if it is not there.
+    Any,
+}
+
+/// The base image of a volume.
+pub(crate) fn open_base(
+    storage: &dyn Storage,
+    group_dir: &str,
+    spec: &VolumeSpec,
+    presence: Presence,
+) -> Result<Arc<dyn File>, Error> {
+    let dir = format!("{group_dir}/base");
+    let path = format!("{dir}/{}.img", spec.name);
+    storage.create_dir(&dir).map_err(io(&dir))?;
+    let file = match storage.open(&path, OpenMode::Write) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if presence == Presence::Expected {
+                return Err(Error::BackingMissing { volume: spec.name.clone(), path });
+            }
+            let file = storage.open(&path, OpenMode::Create).map_err(io(&path))?;
+            storage.sync_dir(&dir).map_err(io(&dir))?;
+            file
+        }
+        opened => opened.map_err(io(&path))?,
+    };
+    if file.len().map_err(io(&path))? < spec.size {
+        file.set_len(spec.size).map_err(io(&path))?;
+        file.sync().map_err(io(&path))?;
+    }
+    Ok(file)
+}
+
+/// A group's folder as it is on disk, read whole and left as it is.
+pub struct Examined {
+    /// The state on record.
+    pub state: State,
+    /// The log, or why it would not open.
+    pub log: Result<crate::log::recovery::Verified, OpenError>,
+}
+
+/// Reads all of a group's folder and changes nothing in it: for `log inspect` and `log verify`.
+///
+/// # Errors
+/// [`Error::Locked`] while a process has the group open; [`Error::StateMissing`] if no group is there.
+pub fn examine(storage: Arc<dyn Storage>, dir: &str) -> Result<Examined, Error> {
+    let missing = || Error::StateMissing { dir: dir.to_owned() };
+    let file = StateFile::open(&*storage, &format!("{dir}/state"))?.ok_or_else(missing)?;
+    let _lock = storage.lock(&format!("{dir}/lock")).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => Error::Locked { dir: dir.to_owned() },
+        _ => Error::Io { path: format!("{dir}/lock"), error },
+    })?;
+    let state = file.get();
+    let own = |epoch: Epoch| state.own.contains(&epoch);
+    let known = Known {
+        group: state.group,
+        history: &state.history,
+        own: &own,
+        start: state.start,
+        durable: state.durable,
+        headers_through: Lsn::ZERO,
+        incarnation: state.incarnation,
+    };
+    let log = Log::verify(storage, &format!("{dir}/log"), crate::log::Limits::default(), &known);
+    Ok(Examined { state: state.clone(), log })
+}

@@ -1,0 +1,231 @@
+//! Changing roles: promotion, and being fenced.
+//!
+//! A promotion at X is decided by one write of the state file: before it the node is a replica, after it the
+//! primary of a new epoch, whatever dies in between. Everything behind that write is repeated by the next start
+//! if need be: the cut of the log at X (the history says where), the first record of the new reign, the filling
+//! of the disks.
+
+use super::{Node, open};
+use crate::event::{Kind, Promoted, encode_body};
+use crate::guest::Refusal;
+use crate::state::{Branch, Hydration, Role};
+use crate::types::{Epoch, Incarnation, Lsn, Now, Position, Reign, Timestamp, VolumeId};
+
+/// What a promotion did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// The reign that began.
+    pub reign: Reign,
+    /// The last record that was here, selected or not.
+    pub latest: Lsn,
+    /// The primary's durable LSN as it last said, if it ever did: what lies between is lost for now.
+    pub primary_durable: Option<Lsn>,
+    /// Whether it had been done before: nothing was changed then.
+    pub repeated: bool,
+}
+
+/// Why a node cannot be promoted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PromoteError {
+    /// It is primary already, at another point.
+    #[error(
+        "this node is already primary of epoch {epoch}, promoted at LSN {at}; nothing was changed. Another \
+         point can be mounted, not promoted"
+    )]
+    AlreadyPrimary {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Where its reign began.
+        at: Lsn,
+    },
+    /// It was primary, and is fenced.
+    #[error("this node is an old primary, fenced by epoch {by}; fail over to a replica instead")]
+    Fenced {
+        /// By what.
+        by: Epoch,
+    },
+    /// No primary ever called.
+    #[error("this replica has never heard of a primary: there is nothing to promote")]
+    Empty,
+    /// Not a point.
+    #[error("LSN {at} cannot be selected: the points here reach from LSN {horizon} to {latest}")]
+    NotSelectable {
+        /// What was asked for.
+        at: Lsn,
+        /// The oldest.
+        horizon: Lsn,
+        /// The newest.
+        latest: Lsn,
+    },
+    /// Somebody else was first, or the epoch that the caller agreed to is not the next any more.
+    #[error("epoch {asked} cannot begin: epoch {seen} has been seen; nothing was changed")]
+    Conflict {
+        /// What was asked for.
+        asked: Epoch,
+        /// The newest that this node knows of.
+        seen: Epoch,
+    },
+    /// A sync is under way; the caller tries again.
+    #[error("the log is being synced")]
+    Busy,
+    /// The disk failed.
+    #[error("the promotion failed: {0}")]
+    Failed(String),
+}
+
+impl Node {
+    /// Makes this replica the primary of `epoch`, with the volumes as they were at `at`. The epoch is the one that
+    /// [`Node::next_epoch`] told when the decision was made: of two who decided at once, the second is refused.
+    ///
+    /// # Errors
+    /// [`PromoteError`]; the node is a replica as before then, but for `Failed`, after which the next start
+    /// tells.
+    pub fn promote(&mut self, now: Now, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
+        match self.state.role {
+            Role::Primary => return self.promoted_before(at, epoch),
+            Role::Fenced => return Err(PromoteError::Fenced { by: self.state.epoch_seen() }),
+            Role::Replica if !self.is_born() => return Err(PromoteError::Empty),
+            Role::Replica => {}
+        }
+        if let Some(failed) = &self.failed {
+            return Err(PromoteError::Failed(failed.reason.clone()));
+        }
+        if epoch != self.next_epoch() {
+            return Err(PromoteError::Conflict { asked: epoch, seen: self.state.epoch_seen() });
+        }
+        if self.work.is_busy() {
+            return Err(PromoteError::Busy);
+        }
+        self.sync_now(now).map_err(PromoteError::Failed)?;
+        let latest = self.log.durable();
+        if at < self.state.horizon || at > latest.lsn {
+            let (horizon, latest) = (self.state.horizon, latest.lsn);
+            return Err(PromoteError::NotSelectable { at, horizon, latest });
+        }
+        let found = self.log.tip_at(at).map_err(|error| PromoteError::Failed(error.to_string()))?;
+        let (tip, _, end) =
+            found.ok_or_else(|| PromoteError::Failed(format!("LSN {at} is not in the log")))?;
+
+        let reign = Reign { epoch, branch: tip.position(), node: self.config.node };
+        let branch = (at < latest.lsn).then(|| Branch {
+            epoch: latest.epoch,
+            after: tip.position(),
+            last: latest.lsn,
+        });
+        // A volume that was defined behind the point is no part of it.
+        let defined = self.volumes_at(at);
+        let volumes: Vec<_> =
+            self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
+        let hydration = Hydration { at, done: volumes.iter().map(|spec| (spec.id, 0)).collect() };
+        let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
+        let decided = self.update_state(now, |state| {
+            assert!(state.role.may_become(Role::Primary), "the role was checked");
+            state.role = Role::Primary;
+            state.history.push(reign);
+            state.own.push(epoch);
+            state.branches.extend(branch);
+            state.durable = at;
+            state.incarnation = incarnation;
+            state.hydration = Some(hydration);
+            state.volumes = volumes;
+        });
+        decided.map_err(|error| PromoteError::Failed(error.to_string()))?;
+
+        // Decided. If we die from here on, the next start finds a primary whose reign has no record yet.
+        self.log.cut(tip, end);
+        self.log.set_incarnation(incarnation);
+        if let Some(index) = &mut self.index {
+            index.truncate_after(at);
+        }
+        self.volumes.retain(|id, _| defined.contains(id));
+        let failed = |node: &mut Node, reason: String| {
+            node.fail(now, reason.clone());
+            PromoteError::Failed(reason)
+        };
+        let body = encode_body(&Promoted { reign });
+        let begun = self.append_control(now, epoch, Kind::Promote, VolumeId(0), &body);
+        begun.map_err(|error| failed(self, error.to_string()))?;
+        self.begun = true;
+        self.sync_now(now).map_err(PromoteError::Failed)?;
+        self.prepare_hydration().map_err(|error| failed(self, error.to_string()))?;
+        let primary_durable = self.last_primary.take().map(|last| last.durable);
+        tracing::info!(
+            group = %self.config.name, %epoch, %at, latest = %latest.lsn, "promoted to primary"
+        );
+        Ok(Promotion { reign, latest: latest.lsn, primary_durable, repeated: false })
+    }
+
+    /// The epoch that a promotion here would begin.
+    #[must_use]
+    pub fn next_epoch(&self) -> Epoch {
+        Epoch(self.state.epoch_seen().0 + 1)
+    }
+
+    /// Asking again for what was done is no mistake.
+    fn promoted_before(&self, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
+        let reign = *self.state.history.last().expect("a primary has a reign");
+        if reign.branch.lsn != at || reign.epoch != epoch || reign.epoch == Epoch(1) {
+            return Err(PromoteError::AlreadyPrimary { epoch: reign.epoch, at: reign.branch.lsn });
+        }
+        let branch = self.state.branches.iter().find(|branch| branch.after == reign.branch);
+        let latest = branch.map_or(at, |branch| branch.last);
+        Ok(Promotion { reign, latest, primary_durable: None, repeated: true })
+    }
+
+    /// A newer epoch exists: serves nothing from here on, durably.
+    pub fn fence(&mut self, now: Now, by: &[Reign]) {
+        let newer = by.last().is_some_and(|reign| reign.epoch > self.state.epoch_seen());
+        if !newer || !self.state.role.may_become(Role::Fenced) {
+            return;
+        }
+        // In memory first: not one more write is answered, whatever the disk does.
+        self.state.role = Role::Fenced;
+        self.state.fenced_by = by.to_vec();
+        self.refuse_waiters(Refusal::Shutdown);
+        tracing::warn!(
+            group = %self.config.name, epoch = %self.state.epoch_seen(),
+            "a newer primary exists; this one stops serving"
+        );
+        let by = by.to_vec();
+        let recorded = self.update_state(now, |state| {
+            state.role = Role::Fenced;
+            state.fenced_by = by;
+        });
+        if recorded.is_err() {
+            self.state.role = Role::Fenced;
+        }
+    }
+
+    /// Opens what the filling of a promoted node's disks needs.
+    pub(crate) fn prepare_hydration(&mut self) -> Result<(), open::Error> {
+        if self.state.hydration.is_none() {
+            return Ok(());
+        }
+        for volume in self.volumes.values_mut() {
+            if volume.backing.is_none() {
+                let path = open::backing_path(&self.config, &volume.spec.name);
+                volume.backing = Some(open::make_target(&*self.storage, &path, &volume.spec)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this promoted node still fills its disks: its volumes are read out of log and base image.
+    #[must_use]
+    pub fn is_hydrating(&self) -> bool {
+        self.state.hydration.is_some()
+    }
+
+    /// Stops serving in an orderly way: answers whatever waits.
+    pub fn close(&mut self, now: Now) {
+        let _ = self.sync_now(now);
+        self.settle();
+        self.refuse_waiters(Refusal::Shutdown);
+    }
+
+    /// The times between which a position's record was written, for reports.
+    #[must_use]
+    pub fn time_of(&self, position: Position) -> Option<Timestamp> {
+        self.log.time_of(position.lsn)
+    }
+}

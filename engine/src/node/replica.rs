@@ -1,0 +1,250 @@
+//! A replica: lets a primary in or not, appends what it sends, says what is durable.
+//!
+//! What a primary may do here is decided by histories alone:
+//!
+//! - its newest epoch is below one that this node has seen: superseded, and told by whom (guarantee 6);
+//! - the same epoch, but another node's: rivals, nothing changes;
+//! - its history continues this one: welcome from the durable position;
+//! - its history left this one at an LSN that this log has passed: what lies behind stays as a branch, and the
+//!   log goes on from there (guarantee 7).
+//!
+//! The history is adopted durably before the welcome leaves: from then on nothing older is let in, whatever
+//! happens to this process.
+
+use super::{LastPrimary, Node, Volume, open};
+use crate::event::{Kind, MAX_BODY_BYTES};
+use crate::log;
+use crate::overlay::Overlay;
+use crate::peer::{Batch, Hello, Rebuff, Welcome};
+use crate::state::{Branch, Role};
+use crate::types::{Lsn, Now, Position, Reign};
+
+/// The most reigns of a history.
+pub const MAX_REIGNS: usize = 256;
+
+impl Node {
+    /// A primary introduces itself. What an earlier session left unsynced is made durable first, so that the
+    /// welcome tells where the next record goes; a caller that has a sync out brings it back before.
+    ///
+    /// # Errors
+    /// [`Rebuff`]: the answer to send.
+    pub fn accept(&mut self, now: Now, hello: &Hello) -> Result<Welcome, Rebuff> {
+        let sane = !hello.history.is_empty()
+            && hello.history.len() <= MAX_REIGNS
+            && hello.history.is_sorted_by(|a, b| a.epoch < b.epoch && a.branch.lsn <= b.branch.lsn);
+        if !sane || hello.name != self.config.name {
+            return Err(Rebuff::NotAllowed);
+        }
+        if self.is_born() && hello.group != self.state.group {
+            return Err(Rebuff::WrongGroup);
+        }
+        self.compare_epochs(now, &hello.history)?;
+        if self.failed.is_some() {
+            return Err(Rebuff::Failed);
+        }
+        if !self.is_born() {
+            let adopted = self.be_born(now, hello.group, hello.history.clone());
+            adopted.map_err(|error| {
+                // Half of it may be on disk, and a sync that failed is not repeated by this process.
+                self.fail(now, format!("could not become a replica: {error}"));
+                Rebuff::Failed
+            })?;
+        }
+        let durable = self.settle_at_rest(now)?;
+        let durable = self.adopt(now, hello, durable)?;
+        if durable.lsn.next() < hello.first {
+            return Err(Rebuff::TooFarBehind { durable });
+        }
+        if durable.lsn > hello.durable.lsn {
+            // A primary only ever sends what is durable there.
+            return Err(Rebuff::Diverged { at: durable });
+        }
+        self.last_primary = Some(LastPrimary { heard: now.mono, durable: hello.durable.lsn });
+        Ok(Welcome { node: self.config.node, durable, horizon: self.state.horizon })
+    }
+
+    /// Who is newer, by epochs alone; fences this node if it is the older primary.
+    fn compare_epochs(&mut self, now: Now, theirs: &[Reign]) -> Result<(), Rebuff> {
+        let (Some(their), seen) = (theirs.last(), self.state.epoch_seen()) else {
+            return Err(Rebuff::NotAllowed);
+        };
+        if their.epoch < seen {
+            let fenced = self.state.fenced_by.last().is_some_and(|reign| reign.epoch == seen);
+            let history = if fenced { &self.state.fenced_by } else { &self.state.history };
+            return Err(Rebuff::Superseded { history: history.clone() });
+        }
+        if let Some(ours) = self.state.history.iter().find(|reign| reign.epoch == their.epoch)
+            && ours != their
+        {
+            return Err(Rebuff::Rival { history: self.state.history.clone() });
+        }
+        match self.state.role {
+            Role::Replica => Ok(()),
+            Role::Primary if their.epoch > self.state.epoch() => {
+                self.fence(now, theirs);
+                Err(Rebuff::NotAllowed)
+            }
+            Role::Primary | Role::Fenced => Err(Rebuff::NotAllowed),
+        }
+    }
+
+    /// Whether a sync is out, in which case [`Node::accept`] and [`Node::promote`] have to wait.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.work.is_syncing()
+    }
+
+    /// Takes over the primary's history, leaving what it does not contain as a branch.
+    fn adopt(&mut self, now: Now, hello: &Hello, durable: Position) -> Result<Position, Rebuff> {
+        if self.state.history == hello.history {
+            return Ok(durable);
+        }
+        if self.work.is_busy() {
+            // A fold that is under way may be past the place where the histories part. The next try finds it done.
+            return Err(Rebuff::Failed);
+        }
+        let common = self.state.history.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
+        // The first reign of theirs that is not ours begins behind this position; nothing of ours behind it, or
+        // behind the first reign of ours that is not theirs, is part of the history any more.
+        let ends = [self.state.history.get(common), hello.history.get(common)];
+        let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(durable.lsn, Lsn::min);
+        if cut < self.state.horizon {
+            return Err(Rebuff::TooFarBehind { durable });
+        }
+        let unreadable = |error: log::ship::ReadError| {
+            tracing::warn!(%error, "the log could not be read");
+            Rebuff::Failed
+        };
+        let (tip, _, end) = match self.log.tip_at(cut).map_err(unreadable)? {
+            Some(found) => found,
+            None => return Err(Rebuff::TooFarBehind { durable }),
+        };
+        if let Some(theirs) = hello.history.get(common)
+            && theirs.branch.lsn == cut
+            && theirs.branch != tip.position()
+        {
+            return Err(Rebuff::Diverged { at: tip.position() });
+        }
+        let branch = (cut < durable.lsn).then(|| Branch {
+            epoch: durable.epoch,
+            after: tip.position(),
+            last: durable.lsn,
+        });
+        let history = hello.history.clone();
+        let defined = self.volumes_at(cut);
+        self.update_state(now, |state| {
+            state.history = history;
+            if let Some(branch) = branch {
+                state.branches.push(branch);
+                state.durable = state.durable.min(cut);
+                state.volumes.retain(|spec| defined.contains(&spec.id));
+            }
+        })
+        .map_err(|_| Rebuff::Failed)?;
+        if let Some(branch) = branch {
+            tracing::info!(
+                group = %self.config.name, after = %cut, last = %branch.last, epoch = %branch.epoch,
+                "records that the new primary never had are kept as a branch"
+            );
+            self.log.cut(tip, end);
+            if let Some(index) = &mut self.index {
+                index.truncate_after(cut);
+            }
+            self.volumes.retain(|id, _| defined.contains(id));
+        }
+        Ok(self.log.durable().position())
+    }
+
+    /// Makes everything appended durable, here and now.
+    fn settle_at_rest(&mut self, now: Now) -> Result<Position, Rebuff> {
+        assert!(!self.work.is_syncing(), "a hello is judged while no sync is out");
+        self.sync_now(now).map_err(|_| Rebuff::Failed)?;
+        Ok(self.log.durable().position())
+    }
+
+    /// Appends a batch of the primary's records.
+    ///
+    /// # Errors
+    /// [`Rebuff`]: the answer to send; the session ends with it.
+    pub fn append(&mut self, now: Now, batch: Batch) -> Result<(), Rebuff> {
+        if self.failed.is_some() {
+            return Err(Rebuff::Failed);
+        }
+        if self.state.role != Role::Replica {
+            return Err(Rebuff::Superseded { history: self.state.history.clone() });
+        }
+        // What was appended counts, whatever kept the rest from it: it is in the log.
+        let (appended, error) = self.log.append_batch(batch, &self.state.history);
+        if !appended.is_empty() {
+            self.appended(now);
+        }
+        for record in &appended {
+            self.work.unsynced_bytes += record.header.record_len() as u64;
+            self.follow(now, record).map_err(|error| {
+                self.fail(now, error);
+                Rebuff::Failed
+            })?;
+        }
+        match error {
+            None => Ok(()),
+            Some(error @ log::Error::NotNext { .. }) => {
+                tracing::warn!(group = %self.config.name, %error, "a primary sent what does not follow");
+                Err(Rebuff::Diverged { at: self.log.tip().position() })
+            }
+            Some(error) if error.is_no_space() => Err(Rebuff::NoSpace),
+            Some(error) => {
+                tracing::warn!(group = %self.config.name, %error, "records could not be appended");
+                self.log_refused(now, &error);
+                Err(Rebuff::Failed)
+            }
+        }
+    }
+
+    /// Takes note of one record.
+    fn follow(&mut self, now: Now, record: &log::Appended) -> Result<(), String> {
+        let header = &record.header;
+        match header.kind {
+            Kind::Write | Kind::Zero => {
+                let known = self.volumes.get(&header.volume);
+                if !known.is_some_and(|volume| header.extent.fits(volume.spec.size)) {
+                    return Err(format!("LSN {}: a write beyond its volume", header.lsn));
+                }
+                let index = self.index.as_mut().expect("a replica has an index");
+                open::index_record(index, header, record.place);
+            }
+            Kind::Volume => {
+                assert!(record.payload.len() <= MAX_BODY_BYTES, "the log has checked the length");
+                let spec = open::spec_of(header, &record.payload)
+                    .ok_or_else(|| format!("LSN {}: a volume that cannot be", header.lsn))?;
+                let base = open::open_base(&*self.storage, &self.config.dir, &spec, open::Presence::Any)
+                    .map_err(|error| error.to_string())?;
+                tracing::info!(
+                    group = %self.config.name, volume = spec.name, size = spec.size, at = %now.wall,
+                    "volume defined"
+                );
+                let volume = Volume {
+                    spec,
+                    defined: header.lsn,
+                    backing: None,
+                    base: Some(base),
+                    active: Overlay::default(),
+                    frozen: None,
+                };
+                self.volumes.insert(header.volume, volume);
+            }
+            Kind::Open | Kind::Flush | Kind::Mark | Kind::Promote => {}
+        }
+        Ok(())
+    }
+
+    /// The primary said how far it is.
+    pub fn heard(&mut self, now: Now, durable: Lsn) {
+        self.last_primary = Some(LastPrimary { heard: now.mono, durable });
+    }
+
+    /// What to acknowledge: the position that survives a power cut here, and nothing beyond it.
+    #[must_use]
+    pub fn acknowledgeable(&self) -> Position {
+        self.log.durable().position()
+    }
+}

@@ -1,0 +1,792 @@
+//! What a node does in the background: syncs, applies, checkpoints, folds, fills the disks of a promoted node.
+//!
+//! A [`Job`] holds all that it needs and runs without the node; [`Node::finish`] takes it back. There are two
+//! lanes, so that a sync never waits behind bulk work: at most one job of each is out at a time.
+//!
+//! What a power cut leaves at each step:
+//!
+//! - *apply*: some of the frozen overlay is on the backing. All of it is in the durable log, and the state still
+//!   says that none of it is applied, so it is applied again.
+//! - *checkpoint*: the backing is synced, then the state says so, then log files are used again. A cut between
+//!   any two repeats harmless work.
+//! - *fold*: the state says first that the points are retired, then the base image is written and synced, then
+//!   the state says so, then log files are used again. Until it does, reads find what is folded in the log, which
+//!   is newer than whatever the base holds.
+//! - *hydrate*: the disk is written and synced up to a byte, then the state says so. What guests write meanwhile
+//!   is in the log and is read from there. Once the disks are whole, what changed since is copied in passes, each
+//!   ended by a sync and a note in the state; a pass that dies is begun again from the note. The last stretch is
+//!   applied as after any restart.
+
+use super::{Node, open};
+use crate::guest::Piece;
+use crate::io::File;
+use crate::log::chain::Tip;
+use crate::log::segment::{Make, Spare};
+use crate::log::{self, Sync, Synced};
+use crate::overlay::{Content, Overlay};
+use crate::read::{Plan, Wait};
+use crate::state::{Role, StateFile};
+use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
+use std::io::IoSlice;
+use std::sync::Arc;
+
+/// Bytes of adjacent pieces that are written to a backing in one call.
+const GATHER_BYTES: usize = 1 << 20;
+/// Pieces likewise: what one vectored write takes.
+const GATHER_PIECES: usize = 512;
+/// Bytes copied in one step of filling a disk.
+const HYDRATE_STEP_BYTES: u64 = 4 << 20;
+/// Passes after which it changes over though guests write faster than the disks are brought up to date.
+const MAX_CATCH_UPS: u32 = 8;
+/// Segments retired by one fold.
+const FOLD_SEGMENTS: usize = 4;
+/// The piece in which zeros are written where a guest wants its space kept.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Which queue a job belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Syncs of the log: what flushes and replicas wait for.
+    Sync,
+    /// Everything else.
+    Bulk,
+}
+
+/// A pass over what changed: the LSN it leads to, and the volume and byte that come next.
+#[derive(Clone, Copy)]
+struct CatchUp {
+    upto: Lsn,
+    volume: VolumeId,
+    from: u64,
+}
+
+/// The book-keeping of background work.
+pub(crate) struct Work {
+    syncing: bool,
+    bulk: bool,
+    /// A guest has written since the last flush barrier in the log.
+    pub(crate) written_since_barrier: bool,
+    /// Bytes of records that no sync covers.
+    pub(crate) unsynced_bytes: u64,
+    /// The active overlays are not empty.
+    dirty: bool,
+    /// When that began.
+    dirty_since: Option<Mono>,
+    /// The LSN at which the overlays were frozen.
+    frozen_at: Option<Lsn>,
+    /// The backing devices hold everything up to here, though perhaps not durably.
+    applied: Lsn,
+    /// The pass that brings filled disks up to date, as far as it has come.
+    catch_up: Option<CatchUp>,
+    catch_ups: u32,
+    next_checkpoint: Mono,
+    /// A job that could not be done for lack of space is not tried again before this.
+    retry_at: Mono,
+}
+
+impl Work {
+    pub(crate) fn new(applied: Lsn) -> Work {
+        Work {
+            syncing: false,
+            bulk: false,
+            written_since_barrier: true,
+            unsynced_bytes: 0,
+            dirty: true,
+            dirty_since: None,
+            frozen_at: None,
+            applied,
+            catch_up: None,
+            catch_ups: 0,
+            next_checkpoint: Mono(0),
+            retry_at: Mono(0),
+        }
+    }
+
+    pub(crate) fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.syncing
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.syncing || self.bulk
+    }
+
+    pub(crate) fn applied(&self) -> Lsn {
+        self.applied
+    }
+}
+
+/// Work that runs without the node.
+pub enum Job {
+    /// Sync the log.
+    Sync(Sync),
+    /// Write a frozen overlay to the backing devices.
+    Apply(Apply),
+    /// Make a segment file ahead of need.
+    Make(Make),
+    /// Make what was applied durable, and say so.
+    Checkpoint(Checkpoint),
+    /// Retire points and fold the base images.
+    Fold(Fold),
+    /// Fill the disk of a promoted node by one step.
+    Hydrate(Hydrate),
+}
+
+/// The outcome of a [`Job`].
+#[must_use = "the node waits for it"]
+pub enum Done {
+    /// Of a sync.
+    Sync(Synced),
+    /// Of an apply.
+    Apply(std::io::Result<Lsn>),
+    /// Of a make.
+    Make(std::io::Result<Spare>),
+    /// Of a checkpoint.
+    Checkpoint(Result<(), String>),
+    /// Of a fold.
+    Fold(Result<(), String>),
+    /// Of a step of filling.
+    Hydrate(Result<(), String>),
+}
+
+impl Job {
+    /// Its name, for people.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Job::Sync(_) => "sync",
+            Job::Apply(_) => "apply",
+            Job::Make(_) => "make",
+            Job::Checkpoint(_) => "checkpoint",
+            Job::Fold(_) => "fold",
+            Job::Hydrate(_) => "hydrate",
+        }
+    }
+
+    /// Does it.
+    pub fn run(self) -> Done {
+        match self {
+            Job::Sync(sync) => Done::Sync(sync.run()),
+            Job::Apply(apply) => Done::Apply(apply.run()),
+            Job::Make(make) => Done::Make(log::make_spare(make)),
+            Job::Checkpoint(checkpoint) => Done::Checkpoint(checkpoint.run()),
+            Job::Fold(fold) => Done::Fold(fold.run()),
+            Job::Hydrate(hydrate) => Done::Hydrate(hydrate.run()),
+        }
+    }
+}
+
+/// See [`Job::Apply`].
+pub struct Apply {
+    upto: Lsn,
+    volumes: Vec<(Arc<dyn File>, Arc<Overlay>)>,
+}
+
+impl Apply {
+    fn run(self) -> std::io::Result<Lsn> {
+        for (backing, overlay) in &self.volumes {
+            apply(&**backing, overlay)?;
+        }
+        Ok(self.upto)
+    }
+}
+
+/// Writes an overlay to its backing in the order of the disk, adjacent pieces together.
+fn apply(backing: &dyn File, overlay: &Overlay) -> std::io::Result<()> {
+    let mut run: Vec<IoSlice<'_>> = Vec::new();
+    let (mut start, mut end) = (0, 0);
+    for (extent, content) in overlay.pieces() {
+        let Content::Bytes(bytes) = content else {
+            zero(backing, extent, content)?;
+            continue;
+        };
+        let continues = extent.offset == end
+            && run.len() < GATHER_PIECES
+            && (end - start) as usize + bytes.len() <= GATHER_BYTES;
+        if !continues {
+            write_run(backing, &run, start)?;
+            run.clear();
+            start = extent.offset;
+        }
+        run.push(IoSlice::new(bytes));
+        end = extent.end();
+    }
+    write_run(backing, &run, start)
+}
+
+fn write_run(backing: &dyn File, run: &[IoSlice<'_>], start: u64) -> std::io::Result<()> {
+    if run.is_empty() { Ok(()) } else { backing.write_at(run, start) }
+}
+
+fn zero(backing: &dyn File, extent: Extent, content: &Content) -> std::io::Result<()> {
+    if *content == (Content::Zero { no_hole: false }) {
+        return backing.zero(extent.offset, extent.len);
+    }
+    let mut at = extent.offset;
+    while at < extent.end() {
+        let len = (extent.end() - at).min(ZEROS.len() as u64);
+        backing.write_at(&[IoSlice::new(&ZEROS[..len as usize])], at)?;
+        at += len;
+    }
+    Ok(())
+}
+
+/// See [`Job::Checkpoint`].
+pub struct Checkpoint {
+    file: Arc<StateFile>,
+    backings: Vec<Arc<dyn File>>,
+    note: Note,
+}
+
+/// What a checkpoint puts on record.
+struct Note {
+    applied: Option<Lsn>,
+    durable: Lsn,
+    start: Tip,
+    volumes: Vec<crate::event::VolumeSpec>,
+    acknowledged: Vec<(String, Lsn)>,
+    epoch: crate::types::Epoch,
+}
+
+impl Checkpoint {
+    fn run(self) -> Result<(), String> {
+        for backing in &self.backings {
+            backing.sync().map_err(|error| format!("syncing a volume's disk: {error}"))?;
+        }
+        let note = self.note;
+        let updated = self.file.update(|state| {
+            // A promotion or a new primary may have come between; what it wrote stands.
+            if state.epoch() != note.epoch {
+                return;
+            }
+            if let Some(applied) = note.applied {
+                state.applied = state.applied.max(applied);
+            }
+            state.durable = state.durable.max(note.durable);
+            if note.start.lsn > state.start.lsn {
+                state.start = note.start;
+            }
+            state.volumes = note.volumes;
+            state.acknowledged = note.acknowledged;
+        });
+        updated.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// A base image, and what goes where in it.
+struct FoldVolume {
+    base: Arc<dyn File>,
+    pieces: Vec<(Extent, Plan)>,
+}
+
+/// See [`Job::Fold`].
+pub struct Fold {
+    file: Arc<StateFile>,
+    upto: Lsn,
+    volumes: Vec<FoldVolume>,
+}
+
+impl Fold {
+    fn run(self) -> Result<(), String> {
+        let upto = self.upto;
+        // Retire, durably, before anything is overwritten.
+        let retired = self.file.update(|state| state.horizon = state.horizon.max(upto));
+        retired.map_err(|error| error.to_string())?;
+        for FoldVolume { base, pieces } in &self.volumes {
+            for (extent, plan) in pieces {
+                copy(plan, &**base, extent.offset).map_err(|error| format!("folding: {error}"))?;
+            }
+            base.sync().map_err(|error| format!("syncing a base image: {error}"))?;
+        }
+        let folded = self.file.update(|state| state.base = state.base.max(upto));
+        folded.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// Copies what a plan reads to `offset` of a file.
+fn copy(plan: &Plan, to: &dyn File, mut offset: u64) -> std::io::Result<()> {
+    for piece in plan.read(Wait::Yes)? {
+        match &piece {
+            Piece::Bytes(bytes) => to.write_at(&[IoSlice::new(bytes)], offset)?,
+            Piece::Hole(len) => to.zero(offset, *len)?,
+        }
+        offset += piece.len();
+    }
+    Ok(())
+}
+
+/// See [`Job::Hydrate`].
+pub struct Hydrate {
+    file: Arc<StateFile>,
+    at: Lsn,
+    step: HydrateStep,
+}
+
+enum HydrateStep {
+    /// Copies a stretch of the point.
+    Fill { volume: VolumeId, extent: Extent, plan: Plan, to: Arc<dyn File> },
+    /// Copies what changed since.
+    CatchUp { pieces: Vec<(Extent, Plan)>, to: Arc<dyn File> },
+    /// Ends a pass: what the disks hold is the state at this LSN.
+    Advance { upto: Lsn, disks: Vec<Arc<dyn File>> },
+}
+
+impl Hydrate {
+    fn run(self) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("filling a volume's disk: {error}");
+        let (at, file) = (self.at, self.file);
+        let update = |change: &dyn Fn(&mut crate::state::Hydration)| {
+            let updated = file.update(|state| {
+                let Some(hydration) = &mut state.hydration else { return };
+                assert_eq!(hydration.at, at, "one step is out at a time");
+                change(hydration);
+            });
+            updated.map(drop).map_err(|error| error.to_string())
+        };
+        match &self.step {
+            HydrateStep::Fill { volume, extent, plan, to } => {
+                copy(plan, &**to, extent.offset).map_err(failed)?;
+                to.sync().map_err(failed)?;
+                update(&|hydration| {
+                    if let Some((_, done)) = hydration.done.iter_mut().find(|(id, _)| id == volume) {
+                        *done = extent.end();
+                    }
+                })
+            }
+            HydrateStep::CatchUp { pieces, to } => {
+                pieces.iter().try_for_each(|(extent, plan)| copy(plan, &**to, extent.offset)).map_err(failed)
+            }
+            HydrateStep::Advance { upto, disks } => {
+                disks.iter().try_for_each(|disk| disk.sync()).map_err(failed)?;
+                update(&|hydration| hydration.at = *upto)
+            }
+        }
+    }
+}
+
+impl Node {
+    /// The next job of a lane, if there is one to do now. To be asked again whenever something was submitted,
+    /// received or finished, and at [`Node::next_wake`].
+    pub fn poll_job(&mut self, now: Now, lane: Lane) -> Option<Job> {
+        if self.failed.is_some() || !self.is_born() {
+            return None;
+        }
+        match lane {
+            Lane::Sync if self.work.syncing || !self.sync_is_due(now) => None,
+            Lane::Sync => {
+                let sync = self.log.begin_sync()?;
+                self.work.syncing = true;
+                self.work.unsynced_bytes = 0;
+                self.unsynced_since = None;
+                Some(Job::Sync(sync))
+            }
+            Lane::Bulk if self.work.bulk || now.mono < self.work.retry_at => None,
+            Lane::Bulk => {
+                let job = self
+                    .poll_make()
+                    .or_else(|| self.poll_apply(now))
+                    .or_else(|| self.poll_checkpoint(now))
+                    .or_else(|| self.poll_fold(now))
+                    .or_else(|| self.poll_hydrate())?;
+                self.work.bulk = true;
+                Some(job)
+            }
+        }
+    }
+
+    /// When to poll again though nothing happens; `None` if there is nothing to wait for.
+    #[must_use]
+    pub fn next_wake(&self, now: Now) -> Option<Mono> {
+        if self.failed.is_some() || !self.is_born() {
+            return None;
+        }
+        let limits = &self.config.limits;
+        let ship = self.unsynced_since.map(|since| since.plus_ms(limits.ship_delay_ms));
+        let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
+        let checkpoint = Some(self.work.next_checkpoint);
+        let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
+        [ship, apply, checkpoint]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| retry.map_or(at, |retry| at.max(retry)))
+    }
+
+    /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.
+    #[must_use]
+    pub fn is_due(&self, now: Now, lane: Lane) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        match lane {
+            Lane::Sync => !self.work.syncing && self.sync_is_due(now),
+            Lane::Bulk if self.work.bulk || now.mono < self.work.retry_at => false,
+            Lane::Bulk => {
+                let active: u64 = self.volumes.values().map(|volume| volume.active.bytes()).sum();
+                let limits = &self.config.limits;
+                match self.work.frozen_at {
+                    Some(at) => at <= self.log.durable().lsn,
+                    None => active >= limits.apply_bytes || self.is_hydrating(),
+                }
+            }
+        }
+    }
+
+    /// Whether records wait for a sync at all.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        self.unsynced_since.is_some()
+    }
+
+    fn sync_is_due(&self, now: Now) -> bool {
+        let limits = &self.config.limits;
+        let Some(since) = self.unsynced_since else { return false };
+        self.someone_waits()
+            || self.state.role == Role::Replica
+            || self.work.unsynced_bytes >= limits.ship_delay_bytes
+            || self.work.frozen_at.is_some_and(|at| at > self.log.durable().lsn)
+            || now.mono >= since.plus_ms(limits.ship_delay_ms)
+    }
+
+    /// Syncs the log here and now.
+    pub(crate) fn sync_now(&mut self, now: Now) -> Result<(), String> {
+        if self.failed.is_some() || self.work.syncing {
+            return Err("the log failed, or is being synced".to_owned());
+        }
+        let Some(sync) = self.log.begin_sync() else { return Ok(()) };
+        self.work.syncing = true;
+        self.finish(now, Done::Sync(sync.run()));
+        self.failed.as_ref().map_or(Ok(()), |failed| Err(failed.reason.clone()))
+    }
+
+    /// Takes back what a job did.
+    pub fn finish(&mut self, now: Now, done: Done) {
+        match done {
+            Done::Sync(synced) => {
+                self.work.syncing = false;
+                match self.log.finish_sync(synced) {
+                    Ok(()) => {
+                        if self.log.tip() == self.log.durable() {
+                            self.unsynced_since = None;
+                        } else {
+                            self.unsynced_since.get_or_insert(now.mono);
+                        }
+                        self.settle();
+                    }
+                    Err(failure) => {
+                        self.fail(now, format!("the log failed, {failure}"));
+                    }
+                }
+                return;
+            }
+            Done::Apply(Ok(upto)) => {
+                for volume in self.volumes.values_mut() {
+                    volume.frozen = None;
+                }
+                self.work.frozen_at = None;
+                self.work.applied = upto;
+            }
+            Done::Apply(Err(error)) => self.fail(now, format!("writing to a volume's disk failed: {error}")),
+            Done::Make(Ok(spare)) => self.log.finish_make(spare),
+            Done::Make(Err(error)) => self.cannot_now(now, &error.to_string()),
+            Done::Checkpoint(Ok(())) => {
+                self.take_state();
+                self.free(now);
+            }
+            Done::Fold(Ok(())) => {
+                self.take_state();
+                let base = self.state.base;
+                if let Some(index) = &mut self.index {
+                    index.forget_through(base);
+                }
+            }
+            Done::Hydrate(Ok(())) => self.take_state(),
+            Done::Checkpoint(Err(reason)) | Done::Fold(Err(reason)) | Done::Hydrate(Err(reason)) => {
+                self.fail(now, reason);
+            }
+        }
+        self.work.bulk = false;
+    }
+
+    /// Something that may work later, once there is space.
+    fn cannot_now(&mut self, now: Now, reason: &str) {
+        tracing::warn!(group = %self.config.name, reason, "no segment file could be made ahead");
+        self.work.retry_at = now.mono.plus_ms(1_000);
+    }
+
+    /// Takes over what a job has changed in the state on record, together with what was changed meanwhile; a fence
+    /// stands, also if it could not be put on record.
+    fn take_state(&mut self) {
+        let Some(file) = &self.file else { return };
+        let before = std::mem::replace(&mut self.state, file.get());
+        if before.role == Role::Fenced {
+            (self.state.role, self.state.fenced_by) = (before.role, before.fenced_by);
+        }
+    }
+
+    fn poll_make(&mut self) -> Option<Job> {
+        let wanted = match self.state.role {
+            Role::Fenced => 0,
+            Role::Primary | Role::Replica => self.config.limits.spare_segments,
+        };
+        self.log.begin_make(wanted).map(Job::Make)
+    }
+
+    /// Freezes the overlays when it is time, and applies them once they are durable.
+    fn poll_apply(&mut self, now: Now) -> Option<Job> {
+        let serves = matches!(self.state.role, Role::Primary | Role::Fenced);
+        if !serves || self.is_hydrating() {
+            return None;
+        }
+        if self.work.frozen_at.is_none() && self.work.dirty {
+            let active: u64 = self.volumes.values().map(|volume| volume.active.bytes()).sum();
+            if active == 0 {
+                // Nothing of what was logged changes a byte.
+                self.work.dirty = false;
+                self.work.dirty_since = None;
+                self.work.applied = self.log.durable().lsn.max(self.work.applied);
+                return None;
+            }
+            let since = *self.work.dirty_since.get_or_insert(now.mono);
+            let limits = &self.config.limits;
+            if active >= limits.apply_bytes || now.mono >= since.plus_ms(limits.apply_ms) {
+                for volume in self.volumes.values_mut() {
+                    volume.frozen = Some(Arc::new(std::mem::take(&mut volume.active)));
+                }
+                self.work.frozen_at = Some(self.log.tip().lsn);
+                self.work.dirty = false;
+                self.work.dirty_since = None;
+            }
+        }
+        let upto = self.work.frozen_at.filter(|&at| at <= self.log.durable().lsn)?;
+        let volumes = self
+            .volumes
+            .values()
+            .filter_map(|volume| Some((volume.backing.clone()?, volume.frozen.clone()?)));
+        Some(Job::Apply(Apply { upto, volumes: volumes.collect() }))
+    }
+
+    fn poll_checkpoint(&mut self, now: Now) -> Option<Job> {
+        let file = self.file.clone()?;
+        let waiting = self.log.used_bytes().saturating_mul(2) > self.config.limits.log.log_bytes;
+        let soon = self.work.next_checkpoint.0.saturating_sub(self.config.limits.checkpoint_ms * 900_000);
+        let due = if waiting { Mono(soon) } else { self.work.next_checkpoint };
+        if now.mono < due {
+            return None;
+        }
+        self.work.next_checkpoint = now.mono.plus_ms(self.config.limits.checkpoint_ms);
+        let replays = !self.is_hydrating() && self.state.role != Role::Replica;
+        let applied = replays.then_some(self.work.applied);
+        let durable = self.log.durable().lsn;
+        let acknowledged: Vec<_> =
+            self.followers.iter().map(|(name, follower)| (name.clone(), follower.acknowledged)).collect();
+        let start = self.log.start_for(self.free_limit(applied).next());
+        let unchanged = applied.is_none_or(|applied| applied == self.state.applied)
+            && durable == self.state.durable
+            && start.lsn <= self.state.start.lsn
+            && acknowledged == self.state.acknowledged;
+        if unchanged {
+            return None;
+        }
+        let backings = match applied.is_some_and(|applied| applied > self.state.applied) {
+            true => self.volumes.values().filter_map(|volume| volume.backing.clone()).collect(),
+            false => Vec::new(),
+        };
+        // A definition that is not durable may be lost, and must then be made again.
+        let defined = self.volumes_at(durable);
+        let volumes = self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
+        let epoch = self.state.epoch();
+        let note = Note { applied, durable, start, volumes, acknowledged, epoch };
+        Some(Job::Checkpoint(Checkpoint { file, backings, note }))
+    }
+
+    /// The last LSN that nobody needs any more: not a replica, not the backing, not the base image.
+    fn free_limit(&self, applied: Option<Lsn>) -> Lsn {
+        let mut limit = self.log.durable().lsn;
+        if self.state.role != Role::Replica {
+            limit = limit.min(self.acknowledged_by_all());
+            limit = limit.min(applied.unwrap_or_else(|| self.hydrating_from()));
+        }
+        if self.index.is_some() {
+            limit = limit.min(self.state.base);
+        }
+        limit
+    }
+
+    fn hydrating_from(&self) -> Lsn {
+        self.state.hydration.as_ref().map_or(Lsn::ZERO, |hydration| hydration.at)
+    }
+
+    /// Uses files again that the state on record no longer needs.
+    fn free(&mut self, now: Now) {
+        if let Err(error) = self.log.free_before(self.state.start) {
+            tracing::warn!(group = %self.config.name, %error, at = %now.wall, "a log file could not be freed");
+        }
+    }
+
+    /// Retires the oldest points if the window is over its limits, and folds them into the base images.
+    fn poll_fold(&mut self, now: Now) -> Option<Job> {
+        let file = self.file.clone()?;
+        let upto = self.fold_limit(now)?;
+        let mut volumes = Vec::new();
+        for volume in self.volumes.values() {
+            let base = volume.base.clone()?;
+            let index = self.index.as_ref()?;
+            let (mut pieces, mut from) = (Vec::new(), Some(0));
+            while let Some(at) = from {
+                let step = index.fold_step(volume.spec.id, at, self.state.base, upto);
+                from = step.next;
+                for piece in step.pieces {
+                    let extent = piece.extent.intersect(Extent::new(0, volume.spec.size))?;
+                    pieces.push((extent, self.plan_at(volume.spec.id, upto, extent)?));
+                }
+            }
+            volumes.push(FoldVolume { base, pieces });
+        }
+        // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
+        self.state.horizon = self.state.horizon.max(upto);
+        Some(Job::Fold(Fold { file, upto, volumes }))
+    }
+
+    /// Up to where to fold, if it is time to: whole segments, a few at once, nothing that is in use.
+    fn fold_limit(&self, now: Now) -> Option<Lsn> {
+        self.index.as_ref()?;
+        // A fold that was begun is ended first, whatever the limits say now: its points are retired.
+        if self.state.horizon > self.state.base {
+            return Some(self.state.horizon);
+        }
+        let segments = self.log.segments();
+        let retention = &self.config.retention;
+        let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
+        let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
+        let mut bytes: u64 = segments.iter().map(|segment| segment.end).sum();
+        let mut upto = None;
+        // The last segment is being filled.
+        for segment in segments.iter().take(segments.len().saturating_sub(1)).take(FOLD_SEGMENTS + 1) {
+            let old = segment.last_time.0.saturating_add(retention.age_ns) < now.wall.0;
+            if segment.last > keep
+                || segment.last > self.log.durable().lsn
+                || !(bytes > retention.bytes || old)
+            {
+                break;
+            }
+            bytes -= segment.end;
+            if segment.last > self.state.base {
+                upto = Some(segment.last);
+            }
+        }
+        upto
+    }
+
+    /// One step of filling the disks of a promoted node, or of bringing them up to date.
+    fn poll_hydrate(&mut self) -> Option<Job> {
+        let file = self.file.clone()?;
+        let hydration = self.state.hydration.clone()?;
+        let at = hydration.at;
+        for (id, done) in hydration.done {
+            let size = self.volumes.get(&id)?.spec.size;
+            if done >= size {
+                continue;
+            }
+            let extent = Extent::new(done, (size - done).min(HYDRATE_STEP_BYTES));
+            let plan = self.plan_at(id, at, extent)?;
+            let to = self.volumes.get(&id)?.backing.clone()?;
+            let step = HydrateStep::Fill { volume: id, extent, plan, to };
+            return Some(Job::Hydrate(Hydrate { file, at, step }));
+        }
+        if self.is_filled() {
+            return None;
+        }
+        let step = self.catch_up(at)?;
+        Some(Job::Hydrate(Hydrate { file, at, step }))
+    }
+
+    /// The next step of a pass over what changed since `at`.
+    fn catch_up(&mut self, at: Lsn) -> Option<HydrateStep> {
+        let first = *self.volumes.keys().next()?;
+        let upto = self.log.durable().lsn;
+        let pass = self.work.catch_up.get_or_insert(CatchUp { upto, volume: first, from: 0 });
+        let CatchUp { upto, volume: id, from } = *pass;
+        let Some(volume) = self.volumes.get(&id) else {
+            self.work.catch_up = None;
+            self.work.catch_ups += 1;
+            let disks = self.volumes.values().filter_map(|volume| volume.backing.clone()).collect();
+            return Some(HydrateStep::Advance { upto, disks });
+        };
+        let step = self.index.as_ref()?.fold_step(id, from, at, upto);
+        match step.next {
+            Some(next) => pass.from = next,
+            None => {
+                let next = self.volumes.range(VolumeId(id.0 + 1)..).next();
+                pass.volume = next.map_or(VolumeId(u32::MAX), |(&id, _)| id);
+                pass.from = 0;
+            }
+        }
+        let to = volume.backing.clone()?;
+        let size = volume.spec.size;
+        let pieces = step.pieces.into_iter().map(|piece| {
+            let extent = piece.extent.intersect(Extent::new(0, size))?;
+            Some((extent, self.plan_at(id, upto, extent)?))
+        });
+        Some(HydrateStep::CatchUp { pieces: pieces.collect::<Option<_>>()?, to })
+    }
+
+    /// Whether the disks of a promoted node are filled and nearly up to date: the runtime then calls
+    /// [`Node::end_hydration`].
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        let Some(hydration) = &self.state.hydration else { return false };
+        let whole = hydration
+            .done
+            .iter()
+            .all(|(id, done)| self.volumes.get(id).is_some_and(|volume| *done >= volume.spec.size));
+        let near = || {
+            self.log.bytes_after(hydration.at).is_none_or(|bytes| bytes <= self.config.limits.catch_up_bytes)
+        };
+        whole
+            && !self.work.bulk
+            && self.work.catch_up.is_none()
+            && (self.work.catch_ups >= MAX_CATCH_UPS || near())
+    }
+
+    /// Changes a promoted node over to its filled disks: what was written since the promotion is taken from the
+    /// log into the overlays, from where it is applied like everything else.
+    ///
+    /// # Errors
+    /// Of the log, which is read. The node fails then; its next start does the same.
+    pub fn end_hydration(&mut self, now: Now) -> Result<(), String> {
+        assert!(self.is_filled(), "the disks are filled first");
+        let at = self.hydrating_from();
+        let result = self.load_overlays(at).and_then(|()| {
+            let recorded = self.update_state(now, |state| {
+                state.hydration = None;
+                state.applied = at;
+            });
+            recorded.map_err(|error| error.to_string())
+        });
+        match &result {
+            Ok(()) => {
+                self.work.applied = at;
+                self.work.mark_dirty();
+                tracing::info!(group = %self.config.name, from = %at, "the promoted disks are whole");
+            }
+            Err(reason) => self.fail(now, reason.clone()),
+        }
+        result
+    }
+
+    fn load_overlays(&mut self, after: Lsn) -> Result<(), String> {
+        let records = self.log.records_after(after).map_err(|error| error.to_string())?;
+        for (header, payload) in records {
+            if header.kind.changes_bytes()
+                && let Some(volume) = self.volumes.get_mut(&header.volume)
+            {
+                volume.active.insert(header.extent, open::content_of(&header, payload));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,365 @@
+//! A [`Node`] on real threads: one that syncs the log, one for bulk work, a few that wait for disks on behalf of
+//! reads. Everything they do is the node's own [`Job`](crate::node::work::Job)s; no decision is made here.
+//!
+//! - A plain write, and a read that memory or the page cache can serve, run on the caller's thread, under one short
+//!   lock.
+//! - A flush is answered from the sync thread, in the same breath as the sync that covers it.
+//! - No lock is held while a job runs or an answer is delivered.
+
+use crate::guest::{Completion, Later, Refusal, Reply, Request};
+use crate::io::Storage;
+use crate::log::recovery::Report;
+use crate::node::config::Config;
+use crate::node::primary::{Lookup, Submitted};
+use crate::node::work::Lane;
+use crate::node::{Answer, Node, Ticket, open};
+use crate::os::clock;
+use crate::read::{Plan, Wait};
+use crate::types::{Now, VolumeId};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Threads that wait for disks on behalf of reads.
+const READERS: usize = 8;
+/// Reads that may wait for one of them; beyond, the caller waits.
+const READ_QUEUE: usize = 256;
+/// The longest sleep of the bulk thread.
+const BULK_NAP: Duration = Duration::from_millis(100);
+/// The longest sleep of the sync thread; it is woken for everything, so this is a precaution only.
+const SYNC_NAP: Duration = Duration::from_secs(1);
+
+/// Told after every change of the durable position, the role, or the health of a group; must not block.
+pub type Observer = Box<dyn Fn(&Node) + Send + Sync>;
+
+struct Waiting {
+    cookie: u64,
+    later: Arc<dyn Later>,
+}
+
+struct Inner {
+    node: Node,
+    waiting: BTreeMap<Ticket, Waiting>,
+    stopping: bool,
+    /// The sync thread sleeps until it is woken.
+    sync_idle: bool,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    sync: Condvar,
+    bulk: Condvar,
+    /// Background work was done: whoever had to wait for room tries again.
+    progress: Condvar,
+    /// `None` once the group stops, which ends the reading threads.
+    reads: Mutex<Option<Sender<Read>>>,
+    observer: Observer,
+}
+
+struct Read {
+    cookie: u64,
+    lookup: Lookup,
+    plan: Plan,
+    later: Arc<dyn Later>,
+}
+
+/// Answers that are ready to be delivered, by connection.
+#[derive(Default)]
+struct Outbox(Vec<(Arc<dyn Later>, Vec<Completion>)>);
+
+impl Outbox {
+    fn put(&mut self, later: Arc<dyn Later>, completion: Completion) {
+        match self.0.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &later)) {
+            Some((_, completions)) => completions.push(completion),
+            None => self.0.push((later, vec![completion])),
+        }
+    }
+
+    fn deliver(self) {
+        for (later, completions) in self.0 {
+            later.complete(completions);
+        }
+    }
+}
+
+/// A running group.
+pub struct Group {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Group {
+    /// Opens a group and starts its threads.
+    ///
+    /// # Errors
+    /// As [`Node::open`].
+    ///
+    /// # Panics
+    /// If the system gives no threads.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        config: Config,
+        observer: Observer,
+    ) -> Result<(Group, Report), open::Error> {
+        let name = config.name.clone();
+        let (node, report) = Node::open(clock::now(), storage, config)?;
+        let (reads, queue) = bounded(READ_QUEUE);
+        let inner = Inner { node, waiting: BTreeMap::new(), stopping: false, sync_idle: false };
+        let shared = Arc::new(Shared {
+            inner: Mutex::new(inner),
+            sync: Condvar::new(),
+            bulk: Condvar::new(),
+            progress: Condvar::new(),
+            reads: Mutex::new(Some(reads)),
+            observer,
+        });
+        let mut threads = Vec::new();
+        let mut start = |label: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(format!("{label}-{name}"));
+            threads.push(thread.spawn(run).expect("the system gives a thread"));
+        };
+        let of = shared.clone();
+        start("log", Box::new(move || of.sync_loop()));
+        let of = shared.clone();
+        start("bulk", Box::new(move || of.bulk_loop()));
+        for _ in 0..READERS {
+            let queue: Receiver<Read> = queue.clone();
+            start("read", Box::new(move || read_loop(&queue)));
+        }
+        Ok((Group { shared, threads: Mutex::new(threads) }, report))
+    }
+
+    /// Takes a batch of requests to a volume: see `transport::block::Export::submit`. Blocks while the group takes
+    /// no more writes.
+    pub fn submit(
+        &self,
+        volume: VolumeId,
+        requests: &mut Vec<Request>,
+        ready: &mut Vec<Completion>,
+        later: &Arc<dyn Later>,
+    ) {
+        let mut reads = Vec::new();
+        let mut inner = self.shared.lock();
+        loop {
+            let mut out = Submitted { ready: std::mem::take(ready), ..Submitted::default() };
+            let now = clock::now();
+            let inner_ref = &mut *inner;
+            if inner_ref.stopping {
+                let refused =
+                    |request: Request| Completion { cookie: request.cookie, result: Err(Refusal::Shutdown) };
+                out.ready.extend(requests.drain(..).map(refused));
+            } else {
+                inner_ref.node.submit(now, volume, requests, &mut out);
+            }
+            *ready = out.ready;
+            reads.append(&mut out.reads);
+            for (cookie, ticket) in out.waiting {
+                inner_ref.waiting.insert(ticket, Waiting { cookie, later: later.clone() });
+            }
+            self.shared.wake(inner_ref, now);
+            if !out.stalled {
+                break;
+            }
+            // What is answered already must not wait for room.
+            let answered = std::mem::take(ready);
+            self.shared.bulk.notify_one();
+            drop(inner);
+            if !answered.is_empty() {
+                later.complete(answered);
+            }
+            inner = self.shared.lock();
+            let (waited, _) =
+                self.shared.progress.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics");
+            inner = waited;
+        }
+        drop(inner);
+        for (cookie, lookup, plan) in reads {
+            match look_up(&plan, lookup, Wait::No) {
+                Some(result) => ready.push(Completion { cookie, result }),
+                None => {
+                    let read = Read { cookie, lookup, plan, later: later.clone() };
+                    let queue = self.shared.reads.lock().expect("no holder of the lock panics").clone();
+                    let sent = queue.is_some_and(|queue| queue.send(read).is_ok());
+                    if !sent {
+                        ready.push(Completion { cookie, result: Err(Refusal::Shutdown) });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls the node, then delivers whatever answers that brought about and wakes whoever has work.
+    pub fn with<R>(&self, call: impl FnOnce(&mut Node, Now) -> R) -> R {
+        self.shared.with(call)
+    }
+
+    /// Looks at the node.
+    pub fn peek<R>(&self, look: impl FnOnce(&Node) -> R) -> R {
+        look(&self.shared.lock().node)
+    }
+
+    /// Calls the node when no job is out, waiting for that: what a change of role needs.
+    pub fn at_rest<R>(&self, mut call: impl FnMut(&mut Node, Now) -> Option<R>) -> R {
+        loop {
+            if let Some(result) = self.shared.with(&mut call) {
+                return result;
+            }
+            let inner = self.shared.lock();
+            let nap = Duration::from_millis(5);
+            drop(self.shared.progress.wait_timeout(inner, nap).expect("no holder of the lock panics"));
+        }
+    }
+
+    /// Stops the threads. What was appended is durable then, unless the disk fails.
+    pub fn stop(&self) {
+        {
+            let mut inner = self.shared.lock();
+            if inner.stopping {
+                return;
+            }
+            inner.stopping = true;
+        }
+        self.shared.sync.notify_all();
+        self.shared.bulk.notify_all();
+        self.shared.progress.notify_all();
+        drop(self.shared.reads.lock().expect("no holder of the lock panics").take());
+        let threads = std::mem::take(&mut *self.threads.lock().expect("no holder of the lock panics"));
+        for thread in threads {
+            let _ = thread.join();
+        }
+        self.shared.with(|node, now| node.close(now));
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Carries a lookup out; `None` if it would have to wait and must not.
+fn look_up(plan: &Plan, lookup: Lookup, wait: Wait) -> Option<Result<Reply, Refusal>> {
+    let result = match lookup {
+        Lookup::Read => plan.read(wait).map(Reply::Data),
+        Lookup::Status => plan.status().map(Reply::Status),
+        Lookup::Cache => {
+            plan.will_need();
+            Ok(Reply::Done)
+        }
+    };
+    match result {
+        Ok(reply) => Some(Ok(reply)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock && wait == Wait::No => None,
+        Err(error) => {
+            tracing::warn!(%error, "a read failed");
+            Some(Err(Refusal::Io))
+        }
+    }
+}
+
+fn read_loop(queue: &Receiver<Read>) {
+    while let Ok(Read { cookie, lookup, plan, later }) = queue.recv() {
+        let result = look_up(&plan, lookup, Wait::Yes).unwrap_or(Err(Refusal::Io));
+        later.complete(vec![Completion { cookie, result }]);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of the lock panics")
+    }
+
+    fn with<R>(&self, call: impl FnOnce(&mut Node, Now) -> R) -> R {
+        let mut inner = self.lock();
+        let now = clock::now();
+        let result = call(&mut inner.node, now);
+        let outbox = self.after(&mut inner, now);
+        drop(inner);
+        outbox.deliver();
+        result
+    }
+
+    /// What follows every call: answers are collected, sleepers woken, observers told.
+    fn after(&self, inner: &mut Inner, now: Now) -> Outbox {
+        let mut outbox = Outbox::default();
+        for Answer { ticket, result } in inner.node.take_answers() {
+            if let Some(Waiting { cookie, later }) = inner.waiting.remove(&ticket) {
+                outbox.put(later, Completion { cookie, result: result.map(|()| Reply::Done) });
+            }
+        }
+        self.wake(inner, now);
+        (self.observer)(&inner.node);
+        outbox
+    }
+
+    fn wake(&self, inner: &Inner, now: Now) {
+        let wants_sync = inner.sync_idle && inner.node.has_unsynced() || inner.node.is_due(now, Lane::Sync);
+        if wants_sync {
+            self.sync.notify_one();
+        }
+        if inner.node.is_due(now, Lane::Bulk) {
+            self.bulk.notify_one();
+        }
+    }
+
+    fn sync_loop(&self) {
+        let mut inner = self.lock();
+        while !inner.stopping {
+            let now = clock::now();
+            if let Some(job) = inner.node.poll_job(now, Lane::Sync) {
+                drop(inner);
+                let done = job.run();
+                inner = self.lock();
+                let now = clock::now();
+                inner.node.finish(now, done);
+                let outbox = self.after(&mut inner, now);
+                drop(inner);
+                outbox.deliver();
+                self.progress.notify_all();
+                inner = self.lock();
+                continue;
+            }
+            inner.sync_idle = !inner.node.has_unsynced();
+            let nap = match inner.sync_idle {
+                true => SYNC_NAP,
+                false => nap(&inner.node, now, SYNC_NAP),
+            };
+            inner = self.sync.wait_timeout(inner, nap).expect("no holder of the lock panics").0;
+            inner.sync_idle = false;
+        }
+    }
+
+    fn bulk_loop(&self) {
+        let mut inner = self.lock();
+        while !inner.stopping {
+            let now = clock::now();
+            if inner.node.is_filled() {
+                // Reading the log back takes a moment, once in a promotion's life.
+                let _ = inner.node.end_hydration(now);
+            }
+            if let Some(job) = inner.node.poll_job(now, Lane::Bulk) {
+                drop(inner);
+                let done = job.run();
+                inner = self.lock();
+                let now = clock::now();
+                inner.node.finish(now, done);
+                let outbox = self.after(&mut inner, now);
+                drop(inner);
+                outbox.deliver();
+                self.progress.notify_all();
+                inner = self.lock();
+                continue;
+            }
+            inner = self.bulk.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics").0;
+        }
+    }
+}
+
+/// Until the node wants to be asked again, at most `most`.
+fn nap(node: &Node, now: Now, most: Duration) -> Duration {
+    let wake = node.next_wake(now).map(|at| Duration::from_nanos(at.0.saturating_sub(now.mono.0)));
+    wake.unwrap_or(most).clamp(Duration::from_micros(200), most)
+}

@@ -1,0 +1,205 @@
+//! Reads of a volume or of a point: planned under the node's lock, carried out without it.
+//!
+//! A plan holds the files that it reads, and a file is not used again for new records while a plan holds it. What
+//! is read from the log is checked against its record's checksum; what is read from a backing device or a base
+//! image is as good as that disk, as it would be without Landfall.
+
+use crate::guest::{Piece, Stretch};
+use crate::io::File;
+use crate::log::chain::Tip;
+use crate::log::format::{HEADER_BYTES, Seed};
+use crate::log::scan::{Depth, Scan};
+use crate::overlay::Content;
+use crate::types::Extent;
+use bytes::{Bytes, BytesMut};
+use std::io::{Error, ErrorKind, Result};
+use std::sync::Arc;
+
+/// A run of zeros at least this long is told as a hole.
+const HOLE_BYTES: usize = 4096;
+/// The most stretches in the answer to one status request.
+const MAX_STRETCHES: usize = 1024;
+
+/// Whether a read may wait for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// As long as it takes.
+    Yes,
+    /// Not at all: `WouldBlock` instead.
+    No,
+}
+
+/// Where to find the bytes of a part.
+#[derive(Clone)]
+pub(crate) enum From {
+    /// In memory.
+    Memory(Content),
+    /// At the same offset of a plain file or device.
+    Plain(Arc<dyn File>),
+    /// In a record's payload.
+    Record(InRecord),
+}
+
+/// A stretch of a payload in a segment file.
+#[derive(Clone)]
+pub(crate) struct InRecord {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) seed: Seed,
+    /// Byte behind the segment's last record.
+    pub(crate) end: u64,
+    /// A place before the record from which a scan finds it.
+    pub(crate) scan_from: u64,
+    pub(crate) scan_tip: Tip,
+    /// First byte of the stretch in the file.
+    pub(crate) offset: u64,
+}
+
+/// A planned read.
+#[derive(Clone)]
+pub struct Plan {
+    extent: Extent,
+    parts: Vec<(Extent, From)>,
+}
+
+impl Plan {
+    pub(crate) fn new(extent: Extent, parts: Vec<(Extent, From)>) -> Plan {
+        debug_assert_eq!(parts.iter().map(|(part, _)| part.len).sum::<u64>(), extent.len);
+        Plan { extent, parts }
+    }
+
+    /// The bytes, as pieces in order.
+    ///
+    /// # Errors
+    /// Of the files; `InvalidData` if a record's checksum does not match: wrong data is never handed out.
+    pub fn read(&self, wait: Wait) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::with_capacity(self.parts.len());
+        for (part, from) in &self.parts {
+            match from {
+                From::Memory(Content::Bytes(bytes)) => pieces.push(Piece::Bytes(bytes.clone())),
+                From::Memory(Content::Zero { .. }) => pieces.push(Piece::Hole(part.len)),
+                From::Plain(file) => {
+                    let mut bytes = BytesMut::zeroed(part.len as usize);
+                    match wait {
+                        Wait::Yes => file.read_at(&mut bytes, part.offset)?,
+                        Wait::No => file.read_cached_at(&mut bytes, part.offset)?,
+                    }
+                    pieces.push(piece(bytes.freeze()));
+                }
+                From::Record(_) if wait == Wait::No => return Err(ErrorKind::WouldBlock.into()),
+                From::Record(record) => pieces.push(piece(record.read(part.len as usize)?)),
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The bytes in one run.
+    ///
+    /// # Errors
+    /// As [`Plan::read`].
+    pub fn read_all(&self) -> Result<Bytes> {
+        let mut all = BytesMut::with_capacity(self.extent.len as usize);
+        for piece in self.read(Wait::Yes)? {
+            match piece {
+                Piece::Bytes(bytes) => all.extend_from_slice(&bytes),
+                Piece::Hole(len) => all.resize(all.len() + len as usize, 0),
+            }
+        }
+        Ok(all.freeze())
+    }
+
+    /// Which parts are holes; may end before the extent does.
+    ///
+    /// # Errors
+    /// Of the files.
+    pub fn status(&self) -> Result<Vec<Stretch>> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut push = |len: u64, hole: bool| {
+            match stretches.last_mut() {
+                Some(last) if last.hole == hole => last.len += len,
+                _ if len > 0 => stretches.push(Stretch { len, hole }),
+                _ => {}
+            }
+            stretches.len() < MAX_STRETCHES
+        };
+        'parts: for (part, from) in &self.parts {
+            match from {
+                From::Memory(Content::Zero { .. }) => {
+                    if !push(part.len, true) {
+                        break;
+                    }
+                }
+                From::Memory(Content::Bytes(_)) | From::Record(_) => {
+                    if !push(part.len, false) {
+                        break;
+                    }
+                }
+                From::Plain(file) => {
+                    let mut at = part.offset;
+                    while at < part.end() {
+                        let (start, end) = file.next_data(at)?.unwrap_or((part.end(), part.end()));
+                        let (start, end) = (start.clamp(at, part.end()), end.clamp(at, part.end()));
+                        if !push(start - at, true) || !push(end - start, false) {
+                            break 'parts;
+                        }
+                        at = end;
+                    }
+                }
+            }
+        }
+        Ok(stretches)
+    }
+
+    /// Asks the disks to have it ready.
+    pub fn will_need(&self) {
+        for (part, from) in &self.parts {
+            if let From::Plain(file) = from {
+                file.will_need(part.offset, part.len);
+            }
+        }
+    }
+}
+
+/// Zeros are told as a hole, so that a front end can spare the line.
+fn piece(bytes: Bytes) -> Piece {
+    if bytes.len() >= HOLE_BYTES && is_zero(&bytes) {
+        Piece::Hole(bytes.len() as u64)
+    } else {
+        Piece::Bytes(bytes)
+    }
+}
+
+/// Whether all bytes are zero; stops at the first that is not.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<16>();
+    rest.iter().all(|&byte| byte == 0) && chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0)
+}
+
+impl InRecord {
+    fn read(&self, len: usize) -> Result<Bytes> {
+        let mut scan = Scan::new(self.file.clone(), self.seed, self.end, self.scan_from, self.scan_tip);
+        loop {
+            let at = scan.offset();
+            let broken = |stop| {
+                Error::new(ErrorKind::InvalidData, format!("a record of the log at byte {at}: {stop}"))
+            };
+            let before = scan.tip();
+            let end = match scan.next(Depth::Headers)? {
+                Ok((header, ..)) => at + header.record_len() as u64,
+                Err(stop) => return Err(broken(stop)),
+            };
+            if end <= self.offset {
+                continue;
+            }
+            let mut whole = Scan::new(self.file.clone(), self.seed, end, at, before);
+            return match whole.next(Depth::Whole)? {
+                Ok((_, _, payload)) => {
+                    let skip = (self.offset - at) as usize - HEADER_BYTES;
+                    let bytes = payload.get(skip..skip + len);
+                    bytes.map(Bytes::copy_from_slice).ok_or_else(|| broken(crate::log::scan::Stop::NoSegment))
+                }
+                Err(stop) => Err(broken(stop)),
+            };
+        }
+    }
+}

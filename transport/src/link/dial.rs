@@ -1,0 +1,276 @@
+//! The primary's side of a link: connect, run a session, and connect again.
+//!
+//! Invariants:
+//!
+//! - One link is one future: whoever drops it ends the link, and the connection is closed.
+//! - Nothing here keeps state from one session to the next but the back-off: where to go on is the replica's
+//!   answer each time.
+//! - Memory is bounded: one batch waits to be written, the stack holds references to at most its send window,
+//!   and a session has at most its window in flight.
+
+use super::backoff::Backoff;
+use super::driver::{Clock, Closing, Code, End, Fault, LinkState, Source, changed, peer_chain};
+use super::quic;
+use super::sender::{Event, Sender};
+use super::session::Config as SessionConfig;
+use super::tls::{Credentials, NodeName, Side};
+use super::wire::{Reader, Writer};
+use engine::peer::{Batch, Hello};
+use engine::types::Now;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// The configuration of a dialler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The limits of a session.
+    pub session: SessionConfig,
+    /// The limits of the stack.
+    pub quic: quic::Config,
+    /// How long one address may take to connect, in milliseconds.
+    pub connect_ms: u64,
+    /// The first wait after a failure, in milliseconds.
+    pub min_retry_ms: u64,
+    /// The longest wait after failures, in milliseconds.
+    pub max_retry_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            session: SessionConfig::default(),
+            quic: quic::Config::default(),
+            connect_ms: 10_000,
+            min_retry_ms: 100,
+            max_retry_ms: 5_000,
+        }
+    }
+}
+
+/// Where a replica is, and who it has to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The name in its certificate.
+    pub node: NodeName,
+    /// `host:port`, looked up at each attempt; all its addresses are tried in turn.
+    pub address: String,
+}
+
+/// One link: one group, one replica.
+pub struct Dialler<S> {
+    /// Made by [`quic::bind`] or [`quic::attach`]; links may share it.
+    pub endpoint: quinn::Endpoint,
+    /// This node's identity; a new one is taken up by the next attempt, and the current peer is verified against
+    /// it at once.
+    pub credentials: watch::Receiver<Arc<Credentials>>,
+    /// The group's log.
+    pub source: Arc<S>,
+    /// The replica.
+    pub target: Target,
+    /// Limits.
+    pub config: Config,
+    /// For the jitter of the back-off.
+    pub seed: u64,
+}
+
+impl<S: Source> Dialler<S> {
+    /// Keeps the link up, until it is dropped.
+    pub async fn run(mut self) -> Infallible {
+        let mut backoff = Backoff::new(self.config.min_retry_ms, self.config.max_retry_ms, self.seed);
+        loop {
+            match self.source.hello() {
+                Some(hello) => {
+                    self.changed(&LinkState::Connecting);
+                    let Err(end) = self.attempt(hello, &mut backoff).await;
+                    tracing::info!(peer = %self.target.node, reason = %end, "the link is down");
+                    self.changed(&LinkState::Down { reason: end.to_string() });
+                }
+                None => self.changed(&LinkState::Idle),
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+
+    fn changed(&self, state: &LinkState) {
+        self.source.link_changed(&self.target.node, state);
+    }
+
+    async fn attempt(&mut self, hello: Hello, backoff: &mut Backoff) -> Result<Infallible, End> {
+        let connection = self.connect().await?;
+        let mut closing = Closing::new(connection);
+        let end = match self.session(&closing.connection, hello, backoff).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        closing.code = Code::for_end(&end);
+        let path = closing.connection.stats().path;
+        tracing::debug!(
+            peer = %self.target.node,
+            rtt = ?path.rtt,
+            mtu = path.current_mtu,
+            sent_packets = path.sent_packets,
+            lost_packets = path.lost_packets,
+            mtu_black_holes = path.black_holes_detected,
+            "how the path was"
+        );
+        Err(end)
+    }
+
+    async fn connect(&mut self) -> Result<quinn::Connection, End> {
+        let address = &self.target.address;
+        let failed = |source| End::Address { address: address.clone(), source };
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
+        let credentials = self.credentials.borrow_and_update().clone();
+        let config = quic::client_config(&credentials, self.target.node.clone(), &self.config.quic)?;
+        let mut end = failed(std::io::ErrorKind::NotFound.into());
+        for address in addresses {
+            let connecting = self.endpoint.connect_with(config.clone(), address, quic::SERVER_NAME)?;
+            match timeout(Duration::from_millis(self.config.connect_ms), connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => end = error.into(),
+                Err(_) => end = End::Slow("handshake"),
+            }
+            tracing::debug!(peer = %self.target.node, %address, reason = %end, "no connection");
+        }
+        Err(end)
+    }
+
+    async fn session(
+        &mut self,
+        connection: &quinn::Connection,
+        hello: Hello,
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, End> {
+        let clock = Clock::start();
+        let (stream_out, stream_in) = connection.open_bi().await?;
+        let mut reader = Reader::new(stream_in);
+        let mut writer = Writer::new(stream_out);
+        let mut known_durable = hello.durable.lsn;
+        let mut durable = self.source.durable();
+        let mut sender = Sender::new(self.config.session.clone(), clock.now(), hello);
+        let mut job: Option<JoinHandle<Result<Done, Fault>>> = None;
+        loop {
+            let now = clock.now();
+            if sender.poll_timeout().is_some_and(|at| at <= now.mono) {
+                sender.handle_timeout(now);
+            }
+            // The hello may have been made from newer state than what the watch has been told yet.
+            known_durable = known_durable.max(*durable.borrow_and_update());
+            sender.handle_durable(known_durable);
+            while let Some(event) = sender.poll_event() {
+                if let Some(started) = self.handle_event(event, now).await? {
+                    assert!(job.is_none(), "a session is welcomed once, before it reads");
+                    job = Some(started);
+                }
+            }
+            if job.is_none() {
+                job = self.fill(&mut sender)?;
+            }
+            if writer.is_idle()
+                && let Some(frame) = sender.poll_transmit()
+            {
+                writer.push(&frame).map_err(super::session::Reason::Unsendable)?;
+            }
+            tokio::select! {
+                biased;
+                done = finished(&mut job) => {
+                    job = None;
+                    match done? {
+                        Done::Attached => {
+                            backoff.reset();
+                            tracing::info!(peer = %self.target.node, address = %connection.remote_address(), "the link is up");
+                            self.changed(&LinkState::Streaming { address: connection.remote_address() });
+                            sender.handle_attached();
+                        }
+                        Done::Read(batch) => sender.handle_records(batch),
+                    }
+                }
+                () = changed(&mut self.credentials) => self.recheck(connection)?,
+                changed = durable.changed() => changed.map_err(|_| Fault::Retired)?,
+                // Before the writer, which learns of a closed connection first: a refusal may stand before its end.
+                filled = reader.fill() => {
+                    filled?;
+                    handle_input(&mut sender, &mut reader, clock.now());
+                }
+                flushed = writer.flush(), if !writer.is_idle() => flushed?,
+                () = clock.until(sender.poll_timeout()) => {}
+            }
+        }
+    }
+
+    async fn handle_event(
+        &self,
+        event: Event,
+        now: Now,
+    ) -> Result<Option<JoinHandle<Result<Done, Fault>>>, End> {
+        let (source, peer) = (self.source.clone(), self.target.node.clone());
+        match event {
+            Event::Welcomed(welcome) => {
+                return Ok(Some(tokio::task::spawn_blocking(move || {
+                    source.attach(&peer, &welcome).map(|()| Done::Attached)
+                })));
+            }
+            Event::Acked(position) => source.acked(&peer, position)?,
+            Event::Heard(heartbeat) => source.heard(&peer, heartbeat, now.wall),
+            Event::Rebuffed(rebuff) => {
+                let end = End::Rebuffed(rebuff.clone());
+                let told = tokio::task::spawn_blocking(move || source.rebuffed(&peer, &rebuff));
+                told.await.map_err(|_| End::OwnerGone)?;
+                return Err(end);
+            }
+            Event::Lost(reason) => return Err(reason.into()),
+        }
+        Ok(None)
+    }
+
+    /// Gives the session what it wants, from memory at once or from the disk by a job.
+    fn fill(&self, sender: &mut Sender) -> Result<Option<JoinHandle<Result<Done, Fault>>>, End> {
+        let Some(want) = sender.poll_want() else { return Ok(None) };
+        if let Some(batch) = self.source.read_cached(want)? {
+            sender.handle_records(batch);
+            return Ok(None);
+        }
+        let source = self.source.clone();
+        Ok(Some(tokio::task::spawn_blocking(move || source.read(want).map(Done::Read))))
+    }
+
+    /// Does the peer still hold, by the credentials that have just been loaded?
+    fn recheck(&mut self, connection: &quinn::Connection) -> Result<(), End> {
+        let credentials = self.credentials.borrow_and_update().clone();
+        let actual = credentials.verify_peer(&peer_chain(connection), Side::Listener)?;
+        let expected = &self.target.node;
+        if actual != *expected {
+            return Err(super::tls::Error::WrongNode { expected: expected.clone(), actual }.into());
+        }
+        Ok(())
+    }
+}
+
+/// What a job on a thread that may block has done.
+enum Done {
+    Attached,
+    Read(Batch),
+}
+
+async fn finished(job: &mut Option<JoinHandle<Result<Done, Fault>>>) -> Result<Done, End> {
+    match job {
+        Some(running) => Ok(running.await.map_err(|_| End::OwnerGone)??),
+        None => std::future::pending().await,
+    }
+}
+
+fn handle_input(sender: &mut Sender, reader: &mut Reader, now: Now) {
+    sender.handle_activity(now);
+    loop {
+        match reader.poll() {
+            Ok(Some(frame)) => sender.handle_frame(now, frame),
+            Ok(None) => return,
+            Err(violation) => return sender.handle_violation(violation),
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The replica's end of a session: hears who comes, takes records in order, says what is durable.
+//!
+//! ```text
+//! Listening ──Hello──► Deciding ──handle_verdict(Ok)──► Streaming
+//!     └───────────────────┴── verdict(Err), rebuff, violation, silence ──► Closed
+//! ```
+//!
+//! Invariants:
+//!
+//! - Records come out in the order of their LSNs, each once, the first right behind the welcome's position. (The
+//!   stream cannot repeat or reorder them; a peer that does is broken, and the session ends. Records of an older
+//!   connection cannot come at all: a session knows only its own stream.)
+//! - An acknowledgement is sent for what the driver reported durable, and for nothing else.
+//! - Acknowledgements of one session never go back. Several that wait become one, the newest.
+//! - When more than the limit is received and not yet durable, [`Receiver::wants_input`] is false; the driver
+//!   stops reading, and QUIC's flow control holds the sender.
+//!
+//! It does not judge the hello, nor look into records: the engine does both.
+
+use super::decoder::Accept;
+use super::frame::{Acceptance, Frame, Heartbeat, Offer};
+use super::session::{Config, FEATURES, MINOR, Reason, Timer, Timers, Violation};
+use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::types::{Lsn, Mono, Now, Position};
+use std::collections::VecDeque;
+
+/// What a batch is counted as on top of its bytes: a peer that sends tiny ones is held by the same limit.
+const BATCH_OVERHEAD_BYTES: usize = 256;
+
+/// What the driver has to know or do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A primary asks to be accepted. Answered with [`Receiver::handle_verdict`].
+    Hello(Hello),
+    /// Records to append, right behind those before.
+    Append(Batch),
+    /// A sign of life from the primary.
+    Heard(Heartbeat),
+    /// The last event: the session is over.
+    Lost(Reason),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Listening,
+    Deciding,
+    Streaming,
+    Closed,
+}
+
+impl State {
+    fn words(self) -> &'static str {
+        match self {
+            State::Listening => "waiting for the hello",
+            State::Deciding => "the hello is being judged",
+            State::Streaming => "streaming",
+            State::Closed => "closed",
+        }
+    }
+}
+
+/// The replica's end of one session. See the module.
+#[derive(Debug)]
+pub struct Receiver {
+    config: Config,
+    state: State,
+    timers: Timers,
+    offered: u64,
+    /// The welcome, or a rebuff: sent before anything else, a rebuff even by a closed session.
+    answer: Option<Frame>,
+    heartbeat: Option<Heartbeat>,
+    /// The newest durable position that was not yet sent.
+    ack: Option<Position>,
+    received: Lsn,
+    /// The newest durable position that was sent or waits in `ack` or `answer`.
+    durable: Position,
+    /// Batches that are not yet durable: last LSN, and length with overhead.
+    unsettled: VecDeque<(Lsn, usize)>,
+    unsettled_bytes: usize,
+    events: VecDeque<Event>,
+}
+
+impl Receiver {
+    /// Waits for a hello.
+    ///
+    /// # Panics
+    ///
+    /// If the limits of `config` contradict each other.
+    #[must_use]
+    pub fn new(config: Config, now: Now) -> Receiver {
+        config.assert_valid();
+        let mut timers = Timers::default();
+        timers.set(Timer::Opening, now.mono.plus_ms(config.opening_ms));
+        Receiver {
+            config,
+            state: State::Listening,
+            timers,
+            offered: 0,
+            answer: None,
+            heartbeat: None,
+            ack: None,
+            received: Lsn::ZERO,
+            durable: Position::default(),
+            unsettled: VecDeque::new(),
+            unsettled_bytes: 0,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// A frame from the primary.
+    pub fn handle_frame(&mut self, now: Now, frame: Frame) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.handle_activity(now);
+        let kind = frame.kind();
+        match (self.state, frame) {
+            (State::Listening, Frame::Hello(Offer { minor: _, features, hello })) => {
+                self.state = State::Deciding;
+                self.timers.stop(Timer::Opening);
+                self.offered = features;
+                self.events.push_back(Event::Hello(hello));
+            }
+            (State::Streaming, Frame::Batch(batch)) => self.batch(batch),
+            (State::Streaming, Frame::Heartbeat(heartbeat)) => {
+                self.events.push_back(Event::Heard(heartbeat));
+            }
+            (state, _) => self.violated(Violation::Unexpected { frame: kind, state: state.words() }),
+        }
+    }
+
+    /// Bytes arrived that are not a whole frame yet: the peer is alive.
+    pub fn handle_activity(&mut self, now: Now) {
+        if self.timers.is_set(Timer::Silence) {
+            self.timers.set(Timer::Silence, now.mono.plus_ms(self.config.silence_ms));
+        }
+    }
+
+    /// What arrived is not a frame.
+    pub fn handle_violation(&mut self, violation: Violation) {
+        self.violated(violation);
+    }
+
+    /// The engine's answer to the hello.
+    ///
+    /// # Panics
+    ///
+    /// If there is no hello to answer.
+    pub fn handle_verdict(&mut self, now: Now, verdict: Result<Welcome, Rebuff>) {
+        if self.state == State::Closed {
+            return;
+        }
+        assert_eq!(self.state, State::Deciding, "a verdict without a hello");
+        match verdict {
+            Ok(welcome) => {
+                self.state = State::Streaming;
+                self.received = welcome.durable.lsn;
+                self.durable = welcome.durable;
+                let features = self.offered & FEATURES;
+                self.answer = Some(Frame::Welcome(Acceptance { minor: MINOR, features, welcome }));
+                self.timers.set(Timer::Heartbeat, now.mono.plus_ms(self.config.heartbeat_ms));
+                self.timers.set(Timer::Silence, now.mono.plus_ms(self.config.silence_ms));
+            }
+            Err(rebuff) => self.handle_rebuff(rebuff),
+        }
+    }
+
+    /// This replica takes no more records, for the reason given (it was promoted, it has no space, it failed).
+    /// The rebuff is still transmitted; then the session is over. Batches that were not taken are dropped: they
+    /// were never acknowledged.
+    ///
+    /// # Panics
+    ///
+    /// If no hello came before: a stranger is told nothing.
+    pub fn handle_rebuff(&mut self, rebuff: Rebuff) {
+        if self.state == State::Closed {
+            return;
+        }
+        assert!(self.state != State::Listening, "a rebuff without a hello");
+        self.close(Reason::Rebuffed);
+        self.answer = Some(Frame::Rebuff(rebuff));
+    }
+
+    /// The position up to which this node's log is durable. Acknowledged if it is news about records of this
+    /// session; a position above what was received is not this session's affair (a promotion here appends, too)
+    /// and is not acknowledged.
+    pub fn handle_durable(&mut self, now: Now, position: Position) {
+        if self.state != State::Streaming || position.lsn <= self.durable.lsn || position.lsn > self.received
+        {
+            return;
+        }
+        let was_paused = !self.wants_input();
+        while let Some((last, len)) = self.unsettled.front().copied()
+            && last <= position.lsn
+        {
+            self.unsettled.pop_front();
+            self.unsettled_bytes -= len;
+        }
+        self.durable = position;
+        self.ack = Some(position);
+        if was_paused && self.wants_input() {
+            self.timers.set(Timer::Silence, now.mono.plus_ms(self.config.silence_ms));
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(timer) = self.timers.expire(now.mono) {
+            match timer {
+                Timer::Opening => self.close(Reason::Opening { ms: self.config.opening_ms }),
+                Timer::Silence => self.close(Reason::Silent { ms: self.config.silence_ms }),
+                Timer::Heartbeat => {
+                    self.heartbeat = Some(Heartbeat { wall: now.wall, durable: self.durable.lsn });
+                    self.timers.set(Timer::Heartbeat, now.mono.plus_ms(self.config.heartbeat_ms));
+                }
+            }
+        }
+    }
+
+    /// When [`Receiver::handle_timeout`] wants to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Mono> {
+        self.timers.next()
+    }
+
+    /// The next frame to send.
+    pub fn poll_transmit(&mut self) -> Option<Frame> {
+        self.answer
+            .take()
+            .or_else(|| self.ack.take().map(Frame::Ack))
+            .or_else(|| self.heartbeat.take().map(Frame::Heartbeat))
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether the driver should read on.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        match self.state {
+            State::Listening => true,
+            State::Deciding | State::Closed => false,
+            State::Streaming => self.unsettled_bytes <= self.config.unsettled_bytes,
+        }
+    }
+
+    /// What the decoder of this session's stream may accept now.
+    #[must_use]
+    pub fn accepts(&self) -> Accept {
+        match self.state {
+            State::Streaming => Accept::Batches,
+            State::Listening | State::Deciding | State::Closed => Accept::Control,
+        }
+    }
+
+    /// Whether the session is over (a rebuff may still wait to be transmitted).
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Bytes received and not yet durable, with a little for each batch.
+    #[must_use]
+    pub fn unsettled_bytes(&self) -> usize {
+        self.unsettled_bytes
+    }
+
+    fn batch(&mut self, batch: Batch) {
+        let expected = self.received.next();
+        if batch.first != expected {
+            return self.violated(Violation::Gap { expected, first: batch.first });
+        }
+        let len = batch.len() + BATCH_OVERHEAD_BYTES;
+        self.received = batch.last;
+        self.unsettled_bytes += len;
+        self.unsettled.push_back((batch.last, len));
+        self.events.push_back(Event::Append(batch));
+        if !self.wants_input() {
+            // The primary's heartbeats wait behind what this side does not read, so its silence means nothing
+            // now. QUIC's own idle timeout still notices a dead network.
+            self.timers.stop(Timer::Silence);
+        }
+    }
+
+    fn violated(&mut self, violation: Violation) {
+        self.close(Reason::Violation(violation));
+    }
+
+    fn close(&mut self, reason: Reason) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.state = State::Closed;
+        self.timers = Timers::default();
+        self.answer = None;
+        self.heartbeat = None;
+        self.ack = None;
+        self.unsettled.clear();
+        self.unsettled_bytes = 0;
+        self.events.retain(|event| !matches!(event, Event::Append(_)));
+        self.events.push_back(Event::Lost(reason));
+    }
+}
