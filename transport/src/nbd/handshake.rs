@@ -21,8 +21,9 @@ use std::sync::Arc;
 
 /// The most data of one option that is looked at.
 pub const MAX_OPTION_BYTES: u32 = 64 << 10;
-/// The smallest request that clients are asked to send, in bytes. Smaller ones work.
-pub const MIN_BLOCK_BYTES: u32 = 512;
+/// The smallest request, in bytes, and what offsets and lengths are multiples of. Exports take any alignment, and
+/// clients that keep to the letter of a larger minimum (libnbd does) could not copy an image of odd size.
+pub const MIN_BLOCK_BYTES: u32 = 1;
 /// The size whose multiples are served best, in bytes.
 pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 
@@ -326,11 +327,8 @@ impl Handshake {
             answer.reply(rep::INFO, &[&info::DESCRIPTION.to_be_bytes(), text.as_bytes()]);
         }
         if asked_for(info::BLOCK_SIZE) {
-            // A size that is no multiple of the minimum would leave the client a tail that it must not read.
-            let aligned = terms.size.is_multiple_of(u64::from(MIN_BLOCK_BYTES));
-            let min = if aligned { MIN_BLOCK_BYTES } else { 1 };
             let [min, preferred, max] =
-                [min, PREFERRED_BLOCK_BYTES, MAX_REQUEST_BYTES].map(|size| size.to_be_bytes());
+                [MIN_BLOCK_BYTES, PREFERRED_BLOCK_BYTES, MAX_REQUEST_BYTES].map(u32::to_be_bytes);
             answer.reply(rep::INFO, &[&info::BLOCK_SIZE.to_be_bytes(), &min, &preferred, &max]);
         }
         Ok(session)

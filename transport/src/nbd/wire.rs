@@ -351,3 +351,36 @@ impl Write for Deadline<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    /// N25: a peer that is dead is noticed, whether or not there is something to send to it.
+    #[test]
+    fn n25_dead_peers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = OwnedFd::from(listener.accept().unwrap().0);
+        prepare(&socket, Kind::Tcp, Duration::from_secs(40)).unwrap();
+        assert!(sockopt::tcp_nodelay(&socket).unwrap());
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 40_000);
+        let probes = sockopt::tcp_keepintvl(&socket).unwrap() * sockopt::tcp_keepcnt(&socket).unwrap();
+        let noticed = sockopt::tcp_keepidle(&socket).unwrap() + probes;
+        assert_eq!(noticed, Duration::from_secs(40));
+    }
+
+    #[test]
+    fn a_receive_with_a_deadline_ends() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let wire = Wire::plain(Arc::new(ours.into()));
+        wire.set_deadline(Some(Instant::now() + Duration::from_millis(5))).unwrap();
+        let mut into = Vec::with_capacity(10);
+        let error = wire.receive(&mut Receiver::default(), &mut into).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = wire.set_deadline(Some(Instant::now())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -192,6 +192,22 @@ fn n14_lost_with_answers_outstanding() {
     }
 }
 
+/// N14: a client that has said all it has to say, and still listens, gets its answers.
+#[test]
+fn n14_half_closed() {
+    let bench = Bench::new(Pace::Held);
+    let mut raw = Raw::simple(&bench.socket);
+    for cookie in 0..20 {
+        raw.request(command::FLUSH, 0, cookie, 0, 0);
+    }
+    raw.stream.shutdown(Shutdown::Write).unwrap();
+    bench.disk.wait_until(|state| state.requests == 20);
+    bench.disk.release();
+    let mut answers = Vec::new();
+    raw.stream.read_to_end(&mut answers).unwrap();
+    assert_eq!(answers.len(), 20 * 16);
+}
+
 /// N15: a wrong magic is the end; what came before it is carried out and answered, what comes behind is not.
 #[test]
 fn n15_wrong_magic() {
