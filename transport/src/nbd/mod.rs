@@ -38,6 +38,7 @@ mod connection;
 pub mod handshake;
 #[cfg(feature = "os")]
 mod inbox;
+mod option;
 pub mod pending;
 pub mod proto;
 pub mod reply;
