@@ -158,7 +158,7 @@ impl Connection {
         let mut need = REQUEST_HEADER_BYTES;
         loop {
             if inbox.len() < need {
-                match self.wire.receive(&mut receiver, inbox.fillable(need)) {
+                match self.wire.receive(&mut receiver, inbox.fillable(need), None) {
                     Ok(0) => {
                         tracing::debug!(torn_bytes = inbox.len(), "the client is gone");
                         return;

@@ -211,7 +211,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop(Stop::Disconnect);
+        if self.shared.lock().stopping.is_none() {
+            self.stop(Stop::Disconnect);
+        }
     }
 }
 
@@ -373,7 +375,7 @@ fn attend(
     else {
         return Ok(());
     };
-    wire.set_deadline(None)?;
+    wire.wait_until(None)?;
     let name = session.name.clone();
     tracing::info!(client = id, export = name, terms = ?session.terms, "a client is attached");
     let grace = shared.config.grace;
@@ -402,9 +404,8 @@ fn negotiate(
     loop {
         let (used, step) = handshake.handle(&input, &*shared.catalog, shared.admission(admitted), &mut out);
         input.drain(..used);
-        wire.set_deadline(Some(deadline))?;
         if !out.is_empty() {
-            wire.send_all(&out)?;
+            wire.send_all(&out, deadline)?;
             out.clear();
         }
         match step {
@@ -413,7 +414,7 @@ fn negotiate(
                 if input.len() == input.capacity() {
                     input.reserve(input.len().max(4096));
                 }
-                if wire.receive(&mut receiver, &mut input)? == 0 {
+                if wire.receive(&mut receiver, &mut input, Some(deadline))? == 0 {
                     return Ok(None);
                 }
             }
