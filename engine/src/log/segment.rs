@@ -40,6 +40,8 @@ pub struct Segment {
     pub end: u64,
     /// The latest time that any of its records carries.
     pub last_time: Timestamp,
+    /// Behind the last record stand others that a branch still needs: the file is kept when the line is done with it.
+    pub(super) shared: bool,
     /// Some records and where they start, ascending.
     waypoints: Vec<(Lsn, u64, Tip)>,
 }
@@ -55,6 +57,7 @@ impl Segment {
             last: start.lsn,
             end,
             last_time: Timestamp(0),
+            shared: false,
             waypoints: Vec::new(),
         }
     }
@@ -92,6 +95,7 @@ impl Segment {
     /// Forgets what lies behind `lsn`, whose record ends at `end`.
     pub(super) fn cut(&mut self, lsn: Lsn, end: u64) {
         self.waypoints.retain(|&(at, ..)| at <= lsn);
+        self.shared |= end < self.end;
         self.last = lsn;
         self.end = end;
     }

@@ -293,6 +293,7 @@ fn load(
         let known = Known {
             group: state.group,
             history: &state.history,
+            branches: &state.branches,
             own: &own,
             start: state.start,
             durable: state.durable,
@@ -650,6 +651,7 @@ pub fn examine(storage: Arc<dyn Storage>, dir: &str) -> Result<Examined, Error> 
     let known = Known {
         group: state.group,
         history: &state.history,
+        branches: &state.branches,
         own: &own,
         start: state.start,
         durable: state.durable,
