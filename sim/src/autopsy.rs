@@ -66,7 +66,7 @@ pub fn end_before_opening(node: &Node, records: &[Record]) -> Lsn {
     }
 }
 
-/// The LSNs of an epoch of which a whole record is anywhere in the files of a log, with its checksum.
+/// The LSNs of which a whole record of an epoch up to this one is anywhere in the files of a log, with its headers.
 #[must_use]
 pub fn anywhere(disk: &Disk, dir: &str, seed: Seed, epoch: Epoch) -> BTreeMap<Lsn, Vec<Header>> {
     let mut found: BTreeMap<Lsn, Vec<Header>> = BTreeMap::new();
@@ -82,7 +82,7 @@ pub fn anywhere(disk: &Disk, dir: &str, seed: Seed, epoch: Epoch) -> BTreeMap<Ls
         while at + HEADER_BYTES <= bytes.len() {
             let whole = Header::decode(seed, &bytes[at..]).ok().filter(|header| {
                 let payload = bytes.get(at + HEADER_BYTES..at + header.record_len());
-                header.epoch == epoch && payload.is_some_and(|p| header.check_payload(seed, p).is_ok())
+                header.epoch <= epoch && payload.is_some_and(|p| header.check_payload(seed, p).is_ok())
             });
             match whole {
                 Some(header) => {

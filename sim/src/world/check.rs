@@ -12,6 +12,7 @@ use crate::rng::PPM;
 use crate::run::{NodeSample, Sample, Violation};
 use engine::event::Kind;
 use engine::guest::{Op, Request};
+use engine::node::config::AckPolicy;
 use engine::node::primary::Submitted;
 use engine::peer::Hello;
 use engine::read::Wait;
@@ -618,7 +619,12 @@ impl World {
         if primary.is_hydrating() {
             return Some((*winner, "its disks are not whole".to_owned()));
         }
-        let mut all_follow = true;
+        // With nobody to follow, nothing is ever safe in another region.
+        let alone = !self
+            .machines
+            .iter()
+            .any(|m| m.live.as_ref().is_some_and(|live| live.node.role() == Role::Replica));
+        let mut all_follow = !alone || self.options.ack == AckPolicy::Local;
         for (machine, m) in self.machines.iter().enumerate() {
             let node = &m.live.as_ref().expect("all run").node;
             match node.role() {
