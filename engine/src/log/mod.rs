@@ -185,7 +185,11 @@ pub struct Synced {
 impl Sync {
     /// Syncs the files. An error of one is an error of all.
     pub fn run(self) -> Synced {
-        Synced { upto: self.upto, result: self.files.iter().try_for_each(|file| file.sync()) }
+        let sync = |file: &Arc<dyn File>| match file.sync() {
+            Err(_) if planted!(RetryFailedSync) => file.sync(),
+            result => result,
+        };
+        Synced { upto: self.upto, result: self.files.iter().try_for_each(sync) }
     }
 }
 
@@ -405,6 +409,9 @@ impl Log {
             records.push((header, at));
             at = end;
         }
+        if planted!(DropLastOfBatch) && records.len() > 1 {
+            records.pop();
+        }
         Ok(records)
     }
 
@@ -619,8 +626,13 @@ impl Log {
         if let Some(last) = self.line.last_mut() {
             last.cut(at.lsn, end_of_record);
         }
+        let behind = self.tip.lsn;
         self.tip = at;
         self.durable = at;
+        if planted!(RenumberAfterCut) {
+            self.tip.lsn = behind;
+            self.durable.lsn = behind;
+        }
         self.page.clear();
         self.must_begin = true;
         self.recent.clear();

@@ -294,17 +294,25 @@ pub struct Fold {
 impl Fold {
     fn run(self) -> Result<(), String> {
         let upto = self.upto;
+        if planted!(FoldBeforeRetiring) {
+            self.write_bases()?;
+        }
         // Retire, durably, before anything is overwritten.
         let retired = self.file.update(|state| state.horizon = state.horizon.max(upto));
         retired.map_err(|error| error.to_string())?;
+        self.write_bases()?;
+        let folded = self.file.update(|state| state.base = state.base.max(upto));
+        folded.map(drop).map_err(|error| error.to_string())
+    }
+
+    fn write_bases(&self) -> Result<(), String> {
         for FoldVolume { base, pieces } in &self.volumes {
             for (extent, plan) in pieces {
                 copy(plan, &**base, extent.offset).map_err(|error| format!("folding: {error}"))?;
             }
             base.sync().map_err(|error| format!("syncing a base image: {error}"))?;
         }
-        let folded = self.file.update(|state| state.base = state.base.max(upto));
-        folded.map(drop).map_err(|error| error.to_string())
+        Ok(())
     }
 }
 
@@ -563,7 +571,8 @@ impl Node {
                 self.work.dirty_since = None;
             }
         }
-        let upto = self.work.frozen_at.filter(|&at| at <= self.log.durable().lsn)?;
+        let durable = self.log.durable().lsn;
+        let upto = self.work.frozen_at.filter(|&at| at <= durable || planted!(ApplyBeforeDurable))?;
         let volumes = self
             .volumes
             .values()
