@@ -172,6 +172,12 @@ impl Sender {
         self.durable = durable;
     }
 
+    /// The durable LSN that the session was last told.
+    #[must_use]
+    pub fn durable(&self) -> Lsn {
+        self.durable
+    }
+
     /// What [`Sender::poll_want`] asked for.
     ///
     /// # Panics
