@@ -24,6 +24,8 @@ pub(crate) enum Pace {
     Later,
     /// Only what [`Memory::release`] lets go.
     Held,
+    /// `submit` does not come back before this changes, as when a log is full.
+    Stuck,
 }
 
 type Waiting = (Arc<dyn Later>, Vec<Request>);
@@ -35,14 +37,16 @@ pub(crate) struct Memory {
 }
 
 pub(crate) struct State {
-    pub(crate) pages: BTreeMap<u64, Box<[u8]>>,
+    pub(crate) pages: BTreeMap<u64, Arc<[u8]>>,
     /// The pages as of the last flush.
-    pub(crate) durable: BTreeMap<u64, Box<[u8]>>,
+    pub(crate) durable: BTreeMap<u64, Arc<[u8]>>,
     pub(crate) pace: Pace,
     pub(crate) refuse: Option<Refusal>,
     waiting: VecDeque<Waiting>,
     pub(crate) requests: u64,
     pub(crate) detached: u64,
+    /// Requests that ever got stuck.
+    pub(crate) stuck: u64,
     pub(crate) panic_next: bool,
 }
 
@@ -60,6 +64,7 @@ impl Memory {
             waiting: VecDeque::new(),
             requests: 0,
             detached: 0,
+            stuck: 0,
             panic_next: false,
         };
         let memory = Arc::new(Memory { shape, state: Mutex::new(state), changed: Condvar::new() });
@@ -161,25 +166,30 @@ impl Export for Memory {
     }
 
     fn submit(&self, requests: &mut Vec<Request>, ready: &mut Vec<Completion>, later: &Arc<dyn Later>) {
-        let pace = self.with(|state| {
-            state.requests += requests.len() as u64;
-            state.pace
-        });
-        let panics = self.with(|state| std::mem::take(&mut state.panic_next));
+        let (pace, panics) = self.with(|state| (state.pace, std::mem::take(&mut state.panic_next)));
         assert!(!panics, "as the test wants it");
+        let count = requests.len() as u64;
+        if pace == Pace::Stuck {
+            self.with(|state| state.stuck += count);
+            self.wait_until(|state| state.pace != Pace::Stuck);
+        }
         let mut waiting = Vec::new();
         for request in requests.drain(..) {
             self.check(&request);
             let plain = matches!(request.op, Op::Write { .. }) && !request.fua;
             match pace {
-                Pace::AtOnce => ready.push(self.carry_out(request)),
+                Pace::AtOnce | Pace::Stuck => ready.push(self.carry_out(request)),
                 Pace::Later if plain => ready.push(self.carry_out(request)),
                 Pace::Later | Pace::Held => waiting.push(request),
             }
         }
-        if !waiting.is_empty() {
-            self.with(|state| state.waiting.push_back((later.clone(), waiting)));
-        }
+        // Whoever sees the count sees what waits as well.
+        self.with(|state| {
+            state.requests += count;
+            if !waiting.is_empty() {
+                state.waiting.push_back((later.clone(), waiting));
+            }
+        });
     }
 
     fn detach(&self, _later: &Arc<dyn Later>) {
@@ -232,10 +242,16 @@ impl State {
         }
     }
 
-    fn read(&self, offset: u64, buf: &mut [u8]) {
-        for (index, byte) in buf.iter_mut().enumerate() {
-            let at = offset + index as u64;
-            *byte = self.pages.get(&(at / PAGE)).map_or(0, |page| page[(at % PAGE) as usize]);
+    fn read(&self, mut offset: u64, mut buf: &mut [u8]) {
+        while !buf.is_empty() {
+            let within = (offset % PAGE) as usize;
+            let (part, rest) = buf.split_at_mut(buf.len().min(PAGE as usize - within));
+            match self.pages.get(&(offset / PAGE)) {
+                Some(page) => part.copy_from_slice(&page[within..within + part.len()]),
+                None => part.fill(0),
+            }
+            offset += part.len() as u64;
+            buf = rest;
         }
     }
 
@@ -245,7 +261,7 @@ impl State {
             let within = (offset % PAGE) as usize;
             let len = data.len().min(PAGE as usize - within);
             let page = self.pages.entry(offset / PAGE).or_insert_with(|| vec![0; PAGE as usize].into());
-            page[within..within + len].copy_from_slice(&data[..len]);
+            Arc::make_mut(page)[within..within + len].copy_from_slice(&data[..len]);
             data = &data[len..];
             offset += len as u64;
         }
@@ -265,7 +281,7 @@ impl State {
 
     fn clear(&mut self, at: u64) {
         if let Some(page) = self.pages.get_mut(&(at / PAGE)) {
-            page[(at % PAGE) as usize] = 0;
+            Arc::make_mut(page)[(at % PAGE) as usize] = 0;
         }
     }
 }
