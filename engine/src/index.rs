@@ -201,13 +201,14 @@ impl Index {
         Ok(View::new(volume, at, self.generation, self.cuts.len()))
     }
 
-    /// One step of folding `volume` up to `upto` into the base image: the newest versions ≤ `upto` in a stretch
-    /// of the volume that begins at `from`. Begin with 0 and go on with [`FoldStep::next`]; the index may be
+    /// One step of bringing a copy of `volume` that holds its state at `after` to that at `upto`: the newest
+    /// versions in (`after`, `upto`] in a stretch of the volume that begins at `from`. (For the base image, `after`
+    /// is [`Index::folded`].) Begin with 0 and go on with [`FoldStep::next`]; the index may be
     /// changed between the steps by anything but a cut below `upto`.
     ///
     /// The steps give the same pieces if they are repeated, so a fold that dies is begun again.
     #[must_use]
-    pub fn fold_step(&self, volume: VolumeId, from: u64, upto: Lsn) -> FoldStep {
+    pub fn fold_step(&self, volume: VolumeId, from: u64, after: Lsn, upto: Lsn) -> FoldStep {
         let mut step = FoldStep { pieces: Vec::new(), next: None };
         let Some(lane) = self.lanes.get(&volume) else { return step };
         let rest = Range { start: from, end: u64::MAX };
@@ -217,7 +218,7 @@ impl Index {
                 break;
             }
             let mut cover = Cover::new(range);
-            lane.cover(chunk, self.folded, upto, &mut cover);
+            lane.cover(chunk, after.max(self.folded), upto, &mut cover);
             cover.finish_without_base(&mut step.pieces);
         }
         step

@@ -7,7 +7,7 @@ use common::{A, B, Driven, Random, TempDir, VOLUME_BYTES, primary_config, replic
 use engine::guest::{Op, Refusal};
 use engine::node::config::{AckPolicy, Retention};
 use engine::state::Role;
-use engine::types::{Extent, Lsn, VolumeId};
+use engine::types::{Epoch, Extent, Lsn, VolumeId};
 use std::sync::Arc;
 
 /// Plain arrays, and what they were at each LSN.
@@ -181,7 +181,7 @@ fn promotion_at_any_point_keeps_the_rest_as_a_branch() {
     replicate(&mut primary, &mut replica);
     let (at, volumes) = reference.history[100].clone();
     let now = replica.now();
-    let promotion = replica.node.promote(now, at).expect("promoted");
+    let promotion = replica.node.promote(now, at, Epoch(2)).expect("promoted");
     assert_eq!(promotion.reign.branch.lsn, at);
     assert_eq!(promotion.latest, primary.node.durable().lsn);
     assert_eq!(replica.node.state().branches.len(), 1);
@@ -213,8 +213,9 @@ fn promotion_at_any_point_keeps_the_rest_as_a_branch() {
 
     // Asked again, it says that it was done; at another point, it refuses.
     let now = replica.now();
-    assert!(replica.node.promote(now, at).expect("done before").repeated);
-    assert!(replica.node.promote(now, at.prev()).is_err());
+    assert!(replica.node.promote(now, at, Epoch(2)).expect("done before").repeated);
+    assert!(replica.node.promote(now, at.prev(), Epoch(2)).is_err());
+    assert!(replica.node.promote(now, at, Epoch(3)).is_err());
 
     // R07, guarantee 6: the old primary is refused, and fences itself on hearing why.
     let hello = primary.node.hello().expect("it does not know yet");
@@ -248,7 +249,8 @@ fn second_replica_follows_the_new_primary_and_keeps_its_branch() {
     replicate(&mut primary, &mut north);
     let (at, volumes) = reference.history[50].clone();
     let now = west.now();
-    west.node.promote(now, at).expect("promoted");
+    assert!(west.node.promote(now, at, Epoch(3)).is_err(), "R08: an epoch is decided once");
+    west.node.promote(now, at, Epoch(2)).expect("promoted");
     let mut promoted = Reference::new();
     promoted.volumes = volumes;
     for _ in 0..40 {

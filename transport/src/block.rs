@@ -1,5 +1,6 @@
 //! What a block front end serves. The NBD server knows volumes and recovery points only through this.
 
+pub use engine::guest::Later;
 use engine::guest::{Completion, Request};
 use std::sync::Arc;
 
@@ -27,12 +28,6 @@ pub trait Export: Send + Sync {
     /// The connection that used `later` is gone: its outstanding requests take effect, unanswered. (A write that
     /// was submitted is never taken back.)
     fn detach(&self, _later: &Arc<dyn Later>) {}
-}
-
-/// Where answers go that did not come at once. Must not block.
-pub trait Later: Send + Sync {
-    /// Delivers one or more answers.
-    fn complete(&self, completions: Vec<Completion>);
 }
 
 /// The exports of a server, looked up by name at each negotiation; they come and go while it runs.

@@ -134,7 +134,7 @@ fn fold(index: &Index, reference: &mut Reference, upto: Lsn) {
     for volume in index.volumes() {
         let mut from = Some(0);
         while let Some(start) = from {
-            let step = index.fold_step(volume, start, upto);
+            let step = index.fold_step(volume, start, index.folded(), upto);
             assert!(step.next.is_none_or(|next| next > start));
             assert!(step.pieces.windows(2).all(|pair| pair[0].extent.end() <= pair[1].extent.offset));
             assert!(step.pieces.iter().all(|piece| piece.extent.offset >= start));
@@ -302,9 +302,9 @@ fn a_trim_of_the_largest_disk_costs_one_entry_and_a_fold_of_it_one_piece() {
         Source::Payload(Place { segment: 7, offset: 64 }),
     );
     assert_eq!(index.entries(), 2);
-    let step = index.fold_step(VolumeId(1), 0, Lsn(1));
+    let step = index.fold_step(VolumeId(1), 0, index.folded(), Lsn(1));
     assert_eq!(step, FoldStep { pieces: vec![Piece { extent: disk, source: Origin::Zero }], next: None });
-    let step = index.fold_step(VolumeId(1), 0, Lsn(2));
+    let step = index.fold_step(VolumeId(1), 0, index.folded(), Lsn(2));
     assert_eq!(step.pieces.len(), 3);
     let changed: Vec<Extent> = index.changed(VolumeId(1), Lsn(0), Lsn(2)).expect("readable").collect();
     assert_eq!(changed, [disk]);
@@ -321,7 +321,7 @@ fn a_fold_goes_in_bounded_steps() {
     }
     let (mut from, mut steps, mut pieces) = (Some(0), 0, 0);
     while let Some(start) = from {
-        let step = index.fold_step(VolumeId(1), start, Lsn(chunks));
+        let step = index.fold_step(VolumeId(1), start, index.folded(), Lsn(chunks));
         from = step.next;
         steps += 1;
         pieces += step.pieces.len() as u64;

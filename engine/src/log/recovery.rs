@@ -138,24 +138,71 @@ impl Log {
         known: &Known<'_>,
         visit: &mut Visit<'_>,
     ) -> Result<(Log, Report), OpenError> {
+        let (opening, rest) = Opening::read(storage, dir, &limits, known, visit)?;
+        opening.finish(rest, limits)
+    }
+
+    /// Reads the log in `dir` whole and judges it as [`Log::open`] does, but changes nothing. Returns its segments
+    /// too, and the files that hold no records.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn verify(
+        storage: Arc<dyn Storage>,
+        dir: &str,
+        limits: Limits,
+        known: &Known<'_>,
+    ) -> Result<Verified, OpenError> {
+        let (opening, rest) = Opening::read(storage, dir, &limits, known, &mut |_, _, _| Ok(()))?;
+        Ok(Verified {
+            report: opening.report,
+            tip: opening.tip,
+            segments: opening.line,
+            spares: rest.blanks.iter().map(|spare| spare.slot).collect(),
+        })
+    }
+}
+
+/// What [`Log::verify`] found.
+pub struct Verified {
+    /// As of an opening.
+    pub report: Report,
+    /// The last record.
+    pub tip: Tip,
+    /// The files that hold the log, in its order.
+    pub segments: Vec<Segment>,
+    /// The numbers of files that hold no records.
+    pub spares: Vec<u32>,
+}
+
+/// Files that are not, or not certainly, part of the log.
+struct Rest {
+    blanks: Vec<Spare>,
+    leftovers: Vec<u32>,
+}
+
+impl<'a> Opening<'a> {
+    fn read(
+        storage: Arc<dyn Storage>,
+        dir: &str,
+        limits: &Limits,
+        known: &'a Known<'a>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(Opening<'a>, Rest), OpenError> {
         let at_dir = |error| OpenError::Io { path: dir.to_owned(), error };
-        let mut folder = open_folder(storage, dir, &limits).map_err(at_dir)?;
+        let mut folder = open_folder(storage, dir, limits).map_err(at_dir)?;
         let mut candidates = Vec::new();
-        let mut blanks = Vec::new();
-        let mut report = Report::default();
+        let mut rest = Rest { blanks: Vec::new(), leftovers: Vec::new() };
         for (Spare { slot, file }, found) in folder.find(known.group).map_err(at_dir)? {
             match found {
                 Found::Segment(header) => candidates.push((slot, file, header)),
-                Found::Blank => blanks.push((slot, file)),
-                Found::Leftover => {
-                    folder.remove(slot).map_err(at_dir)?;
-                    report.leftovers += 1;
-                }
+                Found::Blank => rest.blanks.push(Spare { slot, file }),
+                Found::Leftover => rest.leftovers.push(slot),
                 Found::Foreign(Fault::Version(version)) => {
                     return Err(OpenError::Newer { path: folder.path(slot), version });
                 }
                 // Its records may be missed below, and then it is named; if none are, it is free.
-                Found::Foreign(_) => blanks.push((slot, file)),
+                Found::Foreign(_) => rest.blanks.push(Spare { slot, file }),
             }
         }
         candidates.sort_by_key(|(_, _, header)| header.sequence);
@@ -166,10 +213,10 @@ impl Log {
             candidates,
             line: Vec::new(),
             tip: known.start,
-            report,
+            report: Report::default(),
         };
         opening.read_line(visit)?;
-        opening.finish(blanks, limits)
+        Ok((opening, rest))
     }
 }
 
@@ -297,12 +344,13 @@ impl Opening<'_> {
         Ok(found)
     }
 
-    fn finish(
-        mut self,
-        blanks: Vec<(u32, Arc<dyn File>)>,
-        limits: Limits,
-    ) -> Result<(Log, Report), OpenError> {
-        let branches = self.sort_out_rest(blanks)?;
+    fn finish(mut self, rest: Rest, limits: Limits) -> Result<(Log, Report), OpenError> {
+        for slot in rest.leftovers {
+            let path = self.folder.path(slot);
+            self.folder.remove(slot).map_err(|error| OpenError::Io { path, error })?;
+            self.report.leftovers += 1;
+        }
+        let branches = self.sort_out_rest(rest.blanks)?;
         self.make_durable()?;
         let page = match self.line.last() {
             Some(last) => {
@@ -334,7 +382,7 @@ impl Opening<'_> {
     }
 
     /// What is not part of the line: a branch is kept, all else is blanked and used again.
-    fn sort_out_rest(&mut self, blanks: Vec<(u32, Arc<dyn File>)>) -> Result<Vec<Segment>, OpenError> {
+    fn sort_out_rest(&mut self, blanks: Vec<Spare>) -> Result<Vec<Segment>, OpenError> {
         let mut branches = Vec::new();
         let last_epoch = self.known.history.last().map_or(Epoch(0), |reign| reign.epoch);
         let mut free = blanks;
@@ -347,10 +395,10 @@ impl Opening<'_> {
                 branches.push(segment);
                 continue;
             }
-            free.push((slot, file));
+            free.push(Spare { slot, file });
         }
         let blank = vec![0; SEGMENT_HEADER_BYTES];
-        for (slot, file) in free {
+        for Spare { slot, file } in free {
             let io = self.io(slot);
             file.write_at(&[IoSlice::new(&blank)], 0).and_then(|()| file.sync()).map_err(io)?;
             let io = self.io(slot);

@@ -77,6 +77,8 @@ pub struct Limits {
     pub ship_delay_ms: u64,
     /// Bytes that may wait so.
     pub ship_delay_bytes: u64,
+    /// Bytes of log that may be left when a promoted node changes over to its filled disks: they go into memory.
+    pub catch_up_bytes: u64,
     /// Files made ahead of need.
     pub spare_segments: usize,
 }
@@ -91,6 +93,7 @@ impl Default for Limits {
             checkpoint_ms: 5_000,
             ship_delay_ms: 10,
             ship_delay_bytes: 4 << 20,
+            catch_up_bytes: 32 << 20,
             spare_segments: 2,
         }
     }

@@ -591,3 +591,37 @@ pub(crate) fn open_base(
     }
     Ok(file)
 }
+
+/// A group's folder as it is on disk, read whole and left as it is.
+pub struct Examined {
+    /// The state on record.
+    pub state: State,
+    /// The log, or why it would not open.
+    pub log: Result<crate::log::recovery::Verified, OpenError>,
+}
+
+/// Reads all of a group's folder and changes nothing in it: for `log inspect` and `log verify`.
+///
+/// # Errors
+/// [`Error::Locked`] while a process has the group open; [`Error::StateMissing`] if no group is there.
+pub fn examine(storage: Arc<dyn Storage>, dir: &str) -> Result<Examined, Error> {
+    let missing = || Error::StateMissing { dir: dir.to_owned() };
+    let file = StateFile::open(&*storage, &format!("{dir}/state"))?.ok_or_else(missing)?;
+    let _lock = storage.lock(&format!("{dir}/lock")).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => Error::Locked { dir: dir.to_owned() },
+        _ => Error::Io { path: format!("{dir}/lock"), error },
+    })?;
+    let state = file.get();
+    let own = |epoch: Epoch| state.own.contains(&epoch);
+    let known = Known {
+        group: state.group,
+        history: &state.history,
+        own: &own,
+        start: state.start,
+        durable: state.durable,
+        headers_through: Lsn::ZERO,
+        incarnation: state.incarnation,
+    };
+    let log = Log::verify(storage, &format!("{dir}/log"), crate::log::Limits::default(), &known);
+    Ok(Examined { state: state.clone(), log })
+}

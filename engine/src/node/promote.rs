@@ -57,6 +57,14 @@ pub enum PromoteError {
         /// The newest.
         latest: Lsn,
     },
+    /// Somebody else was first, or the epoch that the caller agreed to is not the next any more.
+    #[error("epoch {asked} cannot begin: epoch {seen} has been seen; nothing was changed")]
+    Conflict {
+        /// What was asked for.
+        asked: Epoch,
+        /// The newest that this node knows of.
+        seen: Epoch,
+    },
     /// A sync is under way; the caller tries again.
     #[error("the log is being synced")]
     Busy,
@@ -66,20 +74,24 @@ pub enum PromoteError {
 }
 
 impl Node {
-    /// Makes this replica the primary of a new epoch, with the volumes as they were at `at`.
+    /// Makes this replica the primary of `epoch`, with the volumes as they were at `at`. The epoch is the one that
+    /// [`Node::next_epoch`] told when the decision was made: of two who decided at once, the second is refused.
     ///
     /// # Errors
     /// [`PromoteError`]; the node is a replica as before then, but for `Failed`, after which the next start
     /// tells.
-    pub fn promote(&mut self, now: Now, at: Lsn) -> Result<Promotion, PromoteError> {
+    pub fn promote(&mut self, now: Now, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
         match self.state.role {
-            Role::Primary => return self.promoted_before(at),
+            Role::Primary => return self.promoted_before(at, epoch),
             Role::Fenced => return Err(PromoteError::Fenced { by: self.state.epoch_seen() }),
             Role::Replica if !self.is_born() => return Err(PromoteError::Empty),
             Role::Replica => {}
         }
         if let Some(failed) = &self.failed {
             return Err(PromoteError::Failed(failed.reason.clone()));
+        }
+        if epoch != self.next_epoch() {
+            return Err(PromoteError::Conflict { asked: epoch, seen: self.state.epoch_seen() });
         }
         if self.work.is_busy() {
             return Err(PromoteError::Busy);
@@ -94,7 +106,6 @@ impl Node {
         let (tip, _, end) =
             found.ok_or_else(|| PromoteError::Failed(format!("LSN {at} is not in the log")))?;
 
-        let epoch = Epoch(self.state.epoch_seen().0 + 1);
         let reign = Reign { epoch, branch: tip.position(), node: self.config.node };
         let branch = (at < latest.lsn).then(|| Branch {
             epoch: latest.epoch,
@@ -139,10 +150,16 @@ impl Node {
         Ok(Promotion { reign, latest: latest.lsn, primary_durable, repeated: false })
     }
 
+    /// The epoch that a promotion here would begin.
+    #[must_use]
+    pub fn next_epoch(&self) -> Epoch {
+        Epoch(self.state.epoch_seen().0 + 1)
+    }
+
     /// Asking again for what was done is no mistake.
-    fn promoted_before(&self, at: Lsn) -> Result<Promotion, PromoteError> {
+    fn promoted_before(&self, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
         let reign = *self.state.history.last().expect("a primary has a reign");
-        if reign.branch.lsn != at || reign.epoch == Epoch(1) {
+        if reign.branch.lsn != at || reign.epoch != epoch || reign.epoch == Epoch(1) {
             return Err(PromoteError::AlreadyPrimary { epoch: reign.epoch, at: reign.branch.lsn });
         }
         let branch = self.state.branches.iter().find(|branch| branch.after == reign.branch);

@@ -23,7 +23,8 @@ use crate::types::{Lsn, Now, Position, Reign};
 pub const MAX_REIGNS: usize = 256;
 
 impl Node {
-    /// A primary introduces itself.
+    /// A primary introduces itself. What an earlier session left unsynced is made durable first, so that the
+    /// welcome tells where the next record goes; a caller that has a sync out brings it back before.
     ///
     /// # Errors
     /// [`Rebuff`]: the answer to send.
@@ -48,8 +49,8 @@ impl Node {
                 Rebuff::Failed
             })?;
         }
-        self.adopt(now, hello)?;
-        let durable = self.log.durable().position();
+        let durable = self.settle_at_rest(now)?;
+        let durable = self.adopt(now, hello, durable)?;
         if durable.lsn.next() < hello.first {
             return Err(Rebuff::TooFarBehind { durable });
         }
@@ -86,15 +87,20 @@ impl Node {
         }
     }
 
+    /// Whether a sync is out, in which case [`Node::accept`] and [`Node::promote`] have to wait.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.work.is_syncing()
+    }
+
     /// Takes over the primary's history, leaving what it does not contain as a branch.
-    fn adopt(&mut self, now: Now, hello: &Hello) -> Result<(), Rebuff> {
+    fn adopt(&mut self, now: Now, hello: &Hello, durable: Position) -> Result<Position, Rebuff> {
         if self.state.history == hello.history {
-            return Ok(());
+            return Ok(durable);
         }
         let common = self.state.history.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
         // The first reign of theirs that is not ours begins behind this position; nothing of ours behind it, or
         // behind the first reign of ours that is not theirs, is part of the history any more.
-        let durable = self.settle_at_rest(now)?;
         let ends = [self.state.history.get(common), hello.history.get(common)];
         let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(durable.lsn, Lsn::min);
         if cut < self.state.horizon {
@@ -138,15 +144,12 @@ impl Node {
                 index.truncate_after(cut);
             }
         }
-        Ok(())
+        Ok(self.log.durable().position())
     }
 
     /// Makes everything appended durable, here and now.
     fn settle_at_rest(&mut self, now: Now) -> Result<Position, Rebuff> {
-        if self.work.is_syncing() {
-            // The caller's next try finds it done.
-            return Err(Rebuff::Failed);
-        }
+        assert!(!self.work.is_syncing(), "a hello is judged while no sync is out");
         self.sync_now(now).map_err(|_| Rebuff::Failed)?;
         Ok(self.log.durable().position())
     }

@@ -13,7 +13,9 @@
 //!   the state says so, then log files are used again. Until it does, reads find what is folded in the log, which
 //!   is newer than whatever the base holds.
 //! - *hydrate*: the disk is written and synced up to a byte, then the state says so. What guests write meanwhile
-//!   is in the log and is read from there; it is applied once the disks are whole, as after any restart.
+//!   is in the log and is read from there. Once the disks are whole, what changed since is copied in passes, each
+//!   ended by a sync and a note in the state; a pass that dies is begun again from the note. The last stretch is
+//!   applied as after any restart.
 
 use super::{Node, open};
 use crate::guest::Piece;
@@ -34,6 +36,8 @@ const GATHER_BYTES: usize = 1 << 20;
 const GATHER_PIECES: usize = 512;
 /// Bytes copied in one step of filling a disk.
 const HYDRATE_STEP_BYTES: u64 = 4 << 20;
+/// Passes after which it changes over though guests write faster than the disks are brought up to date.
+const MAX_CATCH_UPS: u32 = 8;
 /// Segments retired by one fold.
 const FOLD_SEGMENTS: usize = 4;
 /// The piece in which zeros are written where a guest wants its space kept.
@@ -46,6 +50,14 @@ pub enum Lane {
     Sync,
     /// Everything else.
     Bulk,
+}
+
+/// A pass over what changed: the LSN it leads to, and the volume and byte that come next.
+#[derive(Clone, Copy)]
+struct CatchUp {
+    upto: Lsn,
+    volume: VolumeId,
+    from: u64,
 }
 
 /// The book-keeping of background work.
@@ -64,6 +76,9 @@ pub(crate) struct Work {
     frozen_at: Option<Lsn>,
     /// The backing devices hold everything up to here, though perhaps not durably.
     applied: Lsn,
+    /// The pass that brings filled disks up to date, as far as it has come.
+    catch_up: Option<CatchUp>,
+    catch_ups: u32,
     next_checkpoint: Mono,
     /// A job that could not be done for lack of space is not tried again before this.
     retry_at: Mono,
@@ -80,6 +95,8 @@ impl Work {
             dirty_since: None,
             frozen_at: None,
             applied,
+            catch_up: None,
+            catch_ups: 0,
             next_checkpoint: Mono(0),
             retry_at: Mono(0),
         }
@@ -304,30 +321,57 @@ fn copy(plan: &Plan, to: &dyn File, mut offset: u64) -> std::io::Result<()> {
 pub struct Hydrate {
     file: Arc<StateFile>,
     at: Lsn,
-    volume: VolumeId,
-    extent: Extent,
-    plan: Plan,
-    to: Arc<dyn File>,
+    step: HydrateStep,
+}
+
+enum HydrateStep {
+    /// Copies a stretch of the point.
+    Fill { volume: VolumeId, extent: Extent, plan: Plan, to: Arc<dyn File> },
+    /// Copies what changed since.
+    CatchUp { pieces: Vec<(Extent, Plan)>, to: Arc<dyn File> },
+    /// Ends a pass: what the disks hold is the state at this LSN.
+    Advance { upto: Lsn, disks: Vec<Arc<dyn File>> },
 }
 
 /// The outcome of one step of filling.
 pub struct Hydrated {
-    state: State,
+    state: Option<State>,
 }
 
 impl Hydrate {
     fn run(self) -> Result<Hydrated, String> {
         let failed = |error: std::io::Error| format!("filling a volume's disk: {error}");
-        copy(&self.plan, &*self.to, self.extent.offset).map_err(failed)?;
-        self.to.sync().map_err(failed)?;
-        let updated = self.file.update(|state| {
-            let Some(hydration) = &mut state.hydration else { return };
-            assert_eq!(hydration.at, self.at, "a node is promoted once");
-            if let Some((_, done)) = hydration.done.iter_mut().find(|(id, _)| *id == self.volume) {
-                *done = self.extent.end();
+        let (at, file) = (self.at, self.file);
+        let update = |change: &dyn Fn(&mut crate::state::Hydration)| {
+            let updated = file.update(|state| {
+                let Some(hydration) = &mut state.hydration else { return };
+                assert_eq!(hydration.at, at, "one step is out at a time");
+                change(hydration);
+            });
+            updated.map_err(|error| error.to_string())
+        };
+        let state = match &self.step {
+            HydrateStep::Fill { volume, extent, plan, to } => {
+                copy(plan, &**to, extent.offset).map_err(failed)?;
+                to.sync().map_err(failed)?;
+                Some(update(&|hydration| {
+                    if let Some((_, done)) = hydration.done.iter_mut().find(|(id, _)| id == volume) {
+                        *done = extent.end();
+                    }
+                })?)
             }
-        });
-        Ok(Hydrated { state: updated.map_err(|error| error.to_string())? })
+            HydrateStep::CatchUp { pieces, to } => {
+                for (extent, plan) in pieces {
+                    copy(plan, &**to, extent.offset).map_err(failed)?;
+                }
+                None
+            }
+            HydrateStep::Advance { upto, disks } => {
+                disks.iter().try_for_each(|disk| disk.sync()).map_err(failed)?;
+                Some(update(&|hydration| hydration.at = *upto)?)
+            }
+        };
+        Ok(Hydrated { state })
     }
 }
 
@@ -467,7 +511,11 @@ impl Node {
                     index.forget_through(base);
                 }
             }
-            Done::Hydrate(Ok(Hydrated { state })) => self.take_state(state),
+            Done::Hydrate(Ok(Hydrated { state })) => {
+                if let Some(state) = state {
+                    self.take_state(state);
+                }
+            }
             Done::Checkpoint(Err(reason)) | Done::Fold(Err(reason)) | Done::Hydrate(Err(reason)) => {
                 self.fail(now, reason);
             }
@@ -598,7 +646,7 @@ impl Node {
             let index = self.index.as_ref()?;
             let (mut pieces, mut from) = (Vec::new(), Some(0));
             while let Some(at) = from {
-                let step = index.fold_step(volume.spec.id, at, upto);
+                let step = index.fold_step(volume.spec.id, at, self.state.base, upto);
                 from = step.next;
                 for piece in step.pieces {
                     let extent = piece.extent.intersect(Extent::new(0, volume.spec.size))?;
@@ -640,32 +688,75 @@ impl Node {
         upto
     }
 
-    /// One step of filling the disks of a promoted node, or the end of it.
+    /// One step of filling the disks of a promoted node, or of bringing them up to date.
     fn poll_hydrate(&mut self) -> Option<Job> {
         let file = self.file.clone()?;
         let hydration = self.state.hydration.clone()?;
+        let at = hydration.at;
         for (id, done) in hydration.done {
             let size = self.volumes.get(&id)?.spec.size;
             if done >= size {
                 continue;
             }
             let extent = Extent::new(done, (size - done).min(HYDRATE_STEP_BYTES));
-            let plan = self.plan_at(id, hydration.at, extent)?;
+            let plan = self.plan_at(id, at, extent)?;
             let to = self.volumes.get(&id)?.backing.clone()?;
-            return Some(Job::Hydrate(Hydrate { file, at: hydration.at, volume: id, extent, plan, to }));
+            let step = HydrateStep::Fill { volume: id, extent, plan, to };
+            return Some(Job::Hydrate(Hydrate { file, at, step }));
         }
-        None
+        if self.is_filled() {
+            return None;
+        }
+        let step = self.catch_up(at)?;
+        Some(Job::Hydrate(Hydrate { file, at, step }))
     }
 
-    /// Whether every disk of a promoted node is filled: the runtime then calls [`Node::end_hydration`].
+    /// The next step of a pass over what changed since `at`.
+    fn catch_up(&mut self, at: Lsn) -> Option<HydrateStep> {
+        let first = *self.volumes.keys().next()?;
+        let upto = self.log.durable().lsn;
+        let pass = self.work.catch_up.get_or_insert(CatchUp { upto, volume: first, from: 0 });
+        let CatchUp { upto, volume: id, from } = *pass;
+        let Some(volume) = self.volumes.get(&id) else {
+            self.work.catch_up = None;
+            self.work.catch_ups += 1;
+            let disks = self.volumes.values().filter_map(|volume| volume.backing.clone()).collect();
+            return Some(HydrateStep::Advance { upto, disks });
+        };
+        let step = self.index.as_ref()?.fold_step(id, from, at, upto);
+        match step.next {
+            Some(next) => pass.from = next,
+            None => {
+                let next = self.volumes.range(VolumeId(id.0 + 1)..).next();
+                pass.volume = next.map_or(VolumeId(u32::MAX), |(&id, _)| id);
+                pass.from = 0;
+            }
+        }
+        let to = volume.backing.clone()?;
+        let size = volume.spec.size;
+        let pieces = step.pieces.into_iter().map(|piece| {
+            let extent = piece.extent.intersect(Extent::new(0, size))?;
+            Some((extent, self.plan_at(id, upto, extent)?))
+        });
+        Some(HydrateStep::CatchUp { pieces: pieces.collect::<Option<_>>()?, to })
+    }
+
+    /// Whether the disks of a promoted node are filled and nearly up to date: the runtime then calls
+    /// [`Node::end_hydration`].
     #[must_use]
     pub fn is_filled(&self) -> bool {
-        self.state.hydration.as_ref().is_some_and(|hydration| {
-            hydration
-                .done
-                .iter()
-                .all(|(id, done)| self.volumes.get(id).is_some_and(|volume| *done >= volume.spec.size))
-        })
+        let Some(hydration) = &self.state.hydration else { return false };
+        let whole = hydration
+            .done
+            .iter()
+            .all(|(id, done)| self.volumes.get(id).is_some_and(|volume| *done >= volume.spec.size));
+        let near = || {
+            self.log.bytes_after(hydration.at).is_none_or(|bytes| bytes <= self.config.limits.catch_up_bytes)
+        };
+        whole
+            && !self.work.bulk
+            && self.work.catch_up.is_none()
+            && (self.work.catch_ups >= MAX_CATCH_UPS || near())
     }
 
     /// Changes a promoted node over to its filled disks: what was written since the promotion is taken from the
@@ -674,7 +765,7 @@ impl Node {
     /// # Errors
     /// Of the log, which is read. The node fails then; its next start does the same.
     pub fn end_hydration(&mut self, now: Now) -> Result<(), String> {
-        assert!(self.is_filled() && !self.work.bulk, "the disks are filled first");
+        assert!(self.is_filled(), "the disks are filled first");
         let at = self.hydrating_from();
         let result = self.load_overlays(at).and_then(|()| {
             let recorded = self.update_state(now, |state| {

@@ -196,6 +196,11 @@ impl Group {
         self.shared.with(call)
     }
 
+    /// Looks at the node.
+    pub fn peek<R>(&self, look: impl FnOnce(&Node) -> R) -> R {
+        look(&self.shared.lock().node)
+    }
+
     /// Calls the node when no job is out, waiting for that: what a change of role needs.
     pub fn at_rest<R>(&self, mut call: impl FnMut(&mut Node, Now) -> Option<R>) -> R {
         loop {

@@ -55,7 +55,7 @@ pub const B: VolumeId = VolumeId(2);
 /// Small segments, so that tests cross their borders often.
 pub fn limits() -> Limits {
     let log = engine::log::Limits { segment_bytes: 64 << 10, log_bytes: 64 << 20, recent_bytes: 256 << 10 };
-    Limits { log, spare_segments: 1, ..Limits::default() }
+    Limits { log, spare_segments: 1, catch_up_bytes: 16 << 10, ..Limits::default() }
 }
 
 pub fn primary_config(dir: &str) -> Config {

@@ -327,6 +327,7 @@ fn alert(error: Error) -> rustls::Error {
         Error::Certificate(Webpki::CertNotValidYet { .. }) => CertificateError::NotValidYet,
         Error::Certificate(Webpki::CertRevoked) => CertificateError::Revoked,
         Error::Certificate(Webpki::UnknownIssuer) => CertificateError::UnknownIssuer,
+        Error::Certificate(Webpki::InvalidSignatureForPublicKey) => CertificateError::BadSignature,
         _ => CertificateError::Other(OtherError(Arc::new(error))),
     })
 }

@@ -6,6 +6,12 @@
     reason = "each test binary uses its own part of it"
 )]
 
+#[cfg(feature = "os")]
+pub mod certs;
+#[cfg(feature = "os")]
+pub mod nodes;
+#[cfg(feature = "os")]
+pub mod relay;
 pub mod samples;
 
 /// A small deterministic generator (SplitMix64), so that a failing case can be repeated by its seed.
