@@ -242,7 +242,8 @@ impl Run {
         self.pair.east.verify_log("the end");
         self.pair.west.verify_log("the end");
         for (number, name) in NAMES.iter().enumerate() {
-            let backing = std::fs::read(self.scratch.join(&format!("{name}.img"))).expect("the backing is a plain file");
+            let backing = std::fs::read(self.scratch.join(&format!("{name}.img")))
+                .expect("the backing is a plain file");
             same(&backing, &self.expected(number), 0, &format!("the backing of {name}"));
         }
     }
@@ -256,7 +257,8 @@ impl Drop for Run {
 }
 
 fn inspect(pair: &Pair) -> serde_json::Value {
-    let text = tool::check(support::node::landfall().args(["log", "inspect", "--json"]).arg(pair.east.group_dir()));
+    let text =
+        tool::check(support::node::landfall().args(["log", "inspect", "--json"]).arg(pair.east.group_dir()));
     serde_json::from_str(&text).expect("an answer in JSON")
 }
 
@@ -299,7 +301,13 @@ fn two_hundred_kills_lose_nothing() {
     let [acknowledged, reconnections] =
         [&run.shared.acknowledged, &run.shared.reconnections].map(|count| count.load(Ordering::SeqCst));
     eprintln!("{acknowledged} requests acknowledged, {reconnections} reconnections");
-    assert!(acknowledged > u64::from(ROUNDS) * 10, "{acknowledged} requests in {ROUNDS} rounds prove nothing");
-    assert!(reconnections > u64::from(ROUNDS), "{reconnections} reconnections in {ROUNDS} rounds prove nothing");
+    assert!(
+        acknowledged > u64::from(ROUNDS) * 10,
+        "{acknowledged} requests in {ROUNDS} rounds prove nothing"
+    );
+    assert!(
+        reconnections > u64::from(ROUNDS),
+        "{reconnections} reconnections in {ROUNDS} rounds prove nothing"
+    );
     run.end();
 }

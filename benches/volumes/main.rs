@@ -197,7 +197,8 @@ fn report(cells: &Cells, rows: &[usize], kinds: &[Kind]) {
     let writing = || rows.iter().filter(|row| ROWS[**row].pattern != "randread");
     for row in writing() {
         let sums = kinds.iter().map(|kind| {
-            let sum = |found: &Cell| found.cpu.values().sum::<f64>() * GIB as f64 / found.written_bytes as f64;
+            let sum =
+                |found: &Cell| found.cpu.values().sum::<f64>() * GIB as f64 / found.written_bytes as f64;
             cell(*row, *kind).map_or("-".to_owned(), |found| format!("{:.2}", sum(found)))
         });
         table.row([ROWS[*row].name.to_owned()].into_iter().chain(sums));
@@ -208,7 +209,8 @@ fn report(cells: &Cells, rows: &[usize], kinds: &[Kind]) {
         for row in writing() {
             let Some(found) = cell(*row, kind) else { continue };
             let each = |seconds: f64| seconds * GIB as f64 / found.written_bytes as f64;
-            let mut parts = found.cpu.iter().map(|(name, seconds)| (each(*seconds), name)).collect::<Vec<_>>();
+            let mut parts =
+                found.cpu.iter().map(|(name, seconds)| (each(*seconds), name)).collect::<Vec<_>>();
             parts.sort_by(|a, b| b.0.total_cmp(&a.0));
             let parts = parts.iter().map(|(each, name)| format!("{name} {each:.2}")).collect::<Vec<_>>();
             println!("{}, {}: {}", kind.name(), ROWS[*row].name, parts.join(", "));
