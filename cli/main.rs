@@ -1,3 +1,73 @@
-//! The `landfall` binary.
+//! The `landfall` binary: arguments, configuration, certificates, the daemon around the engine and the link, the
+//! control API between the two kinds of command, and what a person sees. The only place that joins the parts.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`args`] | the command line |
+//! | [`exit`] | exit codes, and the error that carries one |
+//! | [`config`] | the configuration file |
+//! | [`certs`], [`init`] | identities; what `init` and `cert issue` write |
+//! | [`control`] | requests from commands to a running daemon |
+//! | [`commands`] | the commands that ask a daemon or read a log |
+//! | [`daemon`] | `agent` and `replica` |
+//! | [`node`] | the engine's runtime, joined to the above |
+//! | [`demo`] | `demo`: protect, kill, fail over and check |
+//! | [`human`], [`progress`], [`units`], [`time`], [`point`] | how things are shown and read |
+//! | [`log_setup`], [`signal`], [`scratch`] | small things of the process |
 
-fn main() {}
+mod args;
+mod certs;
+mod commands;
+mod config;
+mod control;
+mod daemon;
+mod demo;
+mod exit;
+mod human;
+mod init;
+mod log_setup;
+mod node;
+mod point;
+mod progress;
+mod scratch;
+mod signal;
+mod time;
+mod units;
+
+use args::{Cli, Command};
+use daemon::Expect;
+use exit::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(&args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            human::say(format_args!("landfall: {failure}"));
+            ExitCode::from(failure.code.status())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let kind = match cli.command {
+        Command::Agent | Command::Replica => log_setup::Kind::Daemon,
+        _ => log_setup::Kind::Command,
+    };
+    log_setup::init(kind, cli.global.verbose)?;
+    let global = &cli.global;
+    match &cli.command {
+        Command::Demo(arguments) => demo::run(global, arguments),
+        Command::Init(arguments) => init::init(arguments, global.form()),
+        Command::Cert(args::Cert::Issue(arguments)) => init::issue(arguments, global.form()),
+        Command::Agent => daemon::run(&global.load()?, Expect::Primary, node::start),
+        Command::Replica => daemon::run(&global.load()?, Expect::Replica, node::start),
+        Command::Status => commands::status::run(global),
+        Command::Points(args::Points::List { group }) => commands::points::list(global, group),
+        Command::MountPoint(arguments) => commands::mount::mount(global, arguments),
+        Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
+        Command::Failover(arguments) => commands::failover::run(global, arguments),
+        Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
+        Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),
+    }
+}

@@ -1,8 +1,10 @@
-//! What a node must know before it can read its log: one small file with two places that are written in turn.
+//! What a node must know before it can read its log: one small file with two places that hold the same.
 //!
 //! - It never needs space: both places are reserved when the file is made.
-//! - A write goes to the older place and is synced before it counts. If we die in it, the other place holds the
-//!   state before; there is never a moment without a whole one.
+//! - An update is written to one place and synced, then to the other and synced. If we die in it, one of them is
+//!   whole, and holds the state before or the state after. Once it has returned, either place may rot and the
+//!   other one still has *this* state: an older one is no help, because log files were used again since.
+//! - After a failed write or sync nothing is written to the file any more (guarantee 8).
 //! - Everything goes through [`StateFile::update`], one at a time, so that no writer can put back what another
 //!   has changed.
 //!
@@ -113,6 +115,7 @@ impl State {
 
 /// Bytes of one of the two places.
 const PLACE_BYTES: usize = 64 << 10;
+const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
 const VERSION: u8 = 1;
@@ -159,6 +162,16 @@ pub enum Error {
 struct Current {
     state: State,
     sequence: u64,
+    /// The place that was found whole, or written first: the other one is written first the next time.
+    place: u64,
+    /// A write or sync failed.
+    failed: Option<String>,
+}
+
+impl Current {
+    fn new(state: State, sequence: u64, place: u64) -> Mutex<Current> {
+        Mutex::new(Current { state, sequence, place, failed: None })
+    }
 }
 
 /// The file, and the state that it holds.
@@ -181,29 +194,30 @@ impl StateFile {
             Err(error) => return Err(io(error)),
         };
         let len = file.len().map_err(io)?;
-        let mut newest: Option<Current> = None;
-        let mut blank = true;
-        for place in 0..2 {
+        let mut newest: Option<(State, u64, u64)> = None;
+        let mut blank = [true; PLACES as usize];
+        for place in 0..PLACES {
             let at = place * PLACE_BYTES as u64;
             let mut bytes = vec![0; len.saturating_sub(at).min(PLACE_BYTES as u64) as usize];
             file.read_at(&mut bytes, at).map_err(io)?;
-            blank &= bytes.iter().all(|&byte| byte == 0);
+            blank[place as usize] = bytes.iter().all(|&byte| byte == 0);
             match decode(&bytes) {
-                Ok(Some(current)) if newest.as_ref().is_none_or(|n| n.sequence < current.sequence) => {
-                    newest = Some(current);
+                Ok(Some((state, sequence))) if newest.as_ref().is_none_or(|newest| newest.1 < sequence) => {
+                    newest = Some((state, sequence, place));
                 }
                 Ok(_) => {}
                 Err(version) => return Err(Error::Newer { path: path.to_owned(), version }),
             }
         }
         match newest {
-            Some(current) => {
-                Ok(Some(StateFile { path: path.to_owned(), file, current: Mutex::new(current) }))
-            }
-            // Made, but never written: we died before anything could depend on it.
-            None if blank => Ok(None),
-            // The first write was cut off: likewise, and only then is the second place untouched.
-            None if second_place_blank(&*file, len).map_err(io)? => Ok(None),
+            Some((state, sequence, place)) => Ok(Some(StateFile {
+                path: path.to_owned(),
+                file,
+                current: Current::new(state, sequence, place),
+            })),
+            // Made, but never written, or the first write was cut off: the second place is only written once the
+            // first is durable. We died before anything could depend on it.
+            None if blank[1] => Ok(None),
             None => Err(Error::Damaged { path: path.to_owned() }),
         }
     }
@@ -225,9 +239,9 @@ impl StateFile {
         file.write_at(&[IoSlice::new(&zeros)], 0).map_err(io)?;
         file.sync().map_err(io)?;
         storage.sync_dir(dir).map_err(io)?;
-        let path = path.to_owned();
-        let made =
-            StateFile { path, file, current: Mutex::new(Current { state: state.clone(), sequence: 0 }) };
+        // As if the second place had been written last: the first is the first to be written.
+        let current = Current::new(state.clone(), 0, 1);
+        let made = StateFile { path: path.to_owned(), file, current };
         made.update(|current| *current = state)?;
         Ok(made)
     }
@@ -241,10 +255,12 @@ impl StateFile {
         self.current.lock().expect("no update panics").state.clone()
     }
 
-    /// Changes the state, durably, and returns it. On an error the state is what it was.
+    /// Changes the state, durably, and returns it. After an error the state on disk is the one before or the one
+    /// after, and [`StateFile::get`] tells the one before.
     ///
     /// # Errors
-    /// [`Error`]. After a failed write or sync the caller must stop the group (guarantee 8).
+    /// [`Error`]. A failed write or sync is final: every later update fails as well, and the caller must stop the
+    /// group (guarantee 8). [`Error::TooLarge`] changes nothing.
     ///
     /// # Panics
     /// If another thread panicked in here.
@@ -252,23 +268,23 @@ impl StateFile {
         let mut current = self.current.lock().expect("no update panics");
         let mut state = current.state.clone();
         change(&mut state);
-        let sequence = current.sequence + 1;
-        let place = encode(&state, sequence).ok_or_else(|| Error::TooLarge { path: self.path.clone() })?;
         let io = |error| Error::Io { path: self.path.clone(), error };
-        let at = (sequence % 2) * PLACE_BYTES as u64;
-        self.file.write_at(&[IoSlice::new(&place)], at).map_err(io)?;
-        self.file.sync().map_err(io)?;
-        *current = Current { state: state.clone(), sequence };
+        if let Some(failed) = &current.failed {
+            return Err(io(std::io::Error::other(format!("failed before: {failed}"))));
+        }
+        let sequence = current.sequence + 1;
+        let bytes = encode(&state, sequence).ok_or_else(|| Error::TooLarge { path: self.path.clone() })?;
+        let first = (current.place + 1) % PLACES;
+        for place in [first, current.place] {
+            let written = self.file.write_at(&[IoSlice::new(&bytes)], place * PLACE_BYTES as u64);
+            if let Err(error) = written.and_then(|()| self.file.sync()) {
+                current.failed = Some(error.to_string());
+                return Err(io(error));
+            }
+        }
+        (current.state, current.sequence, current.place) = (state.clone(), sequence, first);
         Ok(state)
     }
-}
-
-/// The first write goes to the second place (sequence 1); if that is blank, or torn while the first is blank,
-/// nothing was ever made durable.
-fn second_place_blank(file: &dyn File, len: u64) -> std::io::Result<bool> {
-    let mut first = vec![0; len.min(PLACE_BYTES as u64) as usize];
-    file.read_at(&mut first, 0)?;
-    Ok(first.iter().all(|&byte| byte == 0))
 }
 
 /// ```text
@@ -296,7 +312,7 @@ fn checksum(place: &[u8]) -> u32 {
 }
 
 /// `Ok(None)` if it is not whole, `Err` with the version if it is whole but newer.
-fn decode(place: &[u8]) -> Result<Option<Current>, u8> {
+fn decode(place: &[u8]) -> Result<Option<(State, u64)>, u8> {
     if place.len() < HEADER_BYTES || place[0..8] != MAGIC {
         return Ok(None);
     }
@@ -311,5 +327,5 @@ fn decode(place: &[u8]) -> Result<Option<Current>, u8> {
     let sequence = u64::from_le_bytes(place[16..24].try_into().expect("eight bytes"));
     let body = &place[HEADER_BYTES..HEADER_BYTES + len];
     let decoded = bincode::decode_from_slice::<State, _>(body, BODY);
-    Ok(decoded.ok().filter(|&(_, used)| used == len).map(|(state, _)| Current { state, sequence }))
+    Ok(decoded.ok().filter(|&(_, used)| used == len).map(|(state, _)| (state, sequence)))
 }

@@ -41,7 +41,7 @@ fn senders(config: &Config) -> [(&'static str, Sender); 3] {
         sender
     };
     let mut streaming = attaching();
-    streaming.handle_attached(at(2));
+    streaming.handle_attached();
     [("opening", opening()), ("attaching", attaching()), ("streaming", streaming)]
 }
 
@@ -167,7 +167,7 @@ fn closed_sessions_ignore_everything() {
         sender.handle_frame(at(4), frame.clone());
         receiver.handle_frame(at(4), frame);
     }
-    sender.handle_attached(at(5));
+    sender.handle_attached();
     sender.handle_records(batch(78, 1, 1));
     sender.handle_timeout(at(100_000));
     receiver.handle_verdict(at(5), Ok(welcome(77)));
@@ -196,7 +196,7 @@ fn opening() {
     sender.handle_frame(at(3), receiver.poll_transmit().expect("the welcome"));
     assert_eq!(sender.poll_event(), Some(sender::Event::Welcomed(welcome(77))));
     assert_eq!(sender.poll_want(), None, "nothing is shipped before the engine has verified the welcome");
-    sender.handle_attached(at(4));
+    sender.handle_attached();
     assert_eq!(sender.poll_want(), Some(Want { from: Lsn(78), max_bytes: 1 << 20 }));
 }
 
@@ -738,7 +738,7 @@ impl World {
             match event {
                 sender::Event::Welcomed(welcome) => {
                     assert!(welcome.durable.lsn.0 >= self.acked, "the replica went back");
-                    line.sender.handle_attached(now);
+                    line.sender.handle_attached();
                     self.acked = welcome.durable.lsn.0;
                 }
                 sender::Event::Acked(position) => {

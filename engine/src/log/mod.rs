@@ -29,7 +29,7 @@ pub mod ship;
 use crate::event::Kind;
 use crate::io::{File, Storage};
 use crate::peer::Batch;
-use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Timestamp, VolumeId};
+use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Reign, Timestamp, VolumeId};
 use bytes::{Bytes, BytesMut};
 use chain::Tip;
 use format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, aligned};
@@ -43,13 +43,32 @@ const PAGE_BYTES: usize = 4096;
 /// The limits of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Length of a segment file in bytes; a multiple of 4096, with room for the longest record.
+    /// Length of a segment file in bytes; a multiple of 4096, with room for the longest record that is to be taken.
     pub segment_bytes: u64,
     /// Bytes of segment files in use above which appends are refused as [`Error::Full`].
     pub log_bytes: u64,
     /// Bytes of the newest records kept in memory for replicas.
     pub recent_bytes: usize,
 }
+
+impl Limits {
+    /// Why these limits cannot be, if so.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        let Limits { segment_bytes, log_bytes, .. } = *self;
+        if !segment_bytes.is_multiple_of(PAGE_BYTES as u64) || segment_bytes < MIN_SEGMENT_BYTES {
+            return Some(format!(
+                "a segment of {segment_bytes} bytes is not a multiple of {PAGE_BYTES} from {MIN_SEGMENT_BYTES} on"
+            ));
+        }
+        (log_bytes / 2 < segment_bytes)
+            .then(|| format!("a log of {log_bytes} bytes has no room for two segments of {segment_bytes}"))
+    }
+}
+
+/// The shortest segment, which is for tests: its header and a page. A record must fit in one segment, so with less
+/// than the default some writes are refused.
+const MIN_SEGMENT_BYTES: u64 = 2 * PAGE_BYTES as u64;
 
 impl Default for Limits {
     fn default() -> Limits {
@@ -69,6 +88,14 @@ pub enum Error {
     /// No new segment file could be made. Nothing changed; the next try may succeed.
     #[error("no new segment file could be made: {0}")]
     NoSegment(Arc<std::io::Error>),
+    /// The record is longer than a segment of this node. Nothing changed.
+    #[error("a record of {len} bytes does not fit a segment of {segment_bytes}: raise the segments' size")]
+    TooLong {
+        /// The record's length.
+        len: usize,
+        /// The configured length of segments.
+        segment_bytes: u64,
+    },
     /// A write or sync failed before. Final.
     #[error("the log failed: {0}")]
     Failed(Failure),
@@ -90,7 +117,7 @@ impl Error {
         match self {
             Error::Full { .. } => true,
             Error::NoSegment(error) => matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
-            Error::Failed(_) | Error::NotNext { .. } => false,
+            Error::TooLong { .. } | Error::Failed(_) | Error::NotNext { .. } => false,
         }
     }
 }
@@ -342,12 +369,22 @@ impl Log {
         Ok(count)
     }
 
-    /// Appends a primary's records as they came. All of them are checked before the first is written.
-    ///
-    /// # Errors
-    /// [`Error::NotNext`] changes nothing; otherwise what was appended before the error is told by the tip.
-    pub fn append_batch(&mut self, batch: Batch) -> Result<Vec<Appended>, Error> {
+    /// Appends a primary's records as they came. All of them are checked, also against the history that they must
+    /// be part of, before the first is written. Returns what was appended, and the error that kept the rest from
+    /// it, if any, as [`Log::append`] does; [`Error::NotNext`] changes nothing.
+    pub fn append_batch(&mut self, batch: Batch, history: &[Reign]) -> (Vec<Appended>, Option<Error>) {
         let bytes = one_piece(batch.bytes);
+        let mut appended = Vec::new();
+        let records = match self.check_batch(&bytes, history) {
+            Ok(records) => records,
+            Err(error) => return (appended, Some(error)),
+        };
+        let error = self.append_checked(&bytes, &records, &mut appended).err();
+        (appended, error)
+    }
+
+    /// The records of a batch and where they start.
+    fn check_batch(&self, bytes: &Bytes, history: &[Reign]) -> Result<Vec<(Header, usize)>, Error> {
         let mut tip = self.tip;
         let mut records = Vec::new();
         let mut at = 0;
@@ -355,6 +392,11 @@ impl Log {
             let not_next = |stop: scan::Stop| Error::NotNext { expected: tip.lsn.next(), stop };
             let header = Header::decode(self.seed, &bytes[at..]).map_err(|fault| not_next(fault.into()))?;
             tip.check_next(&header).map_err(|broken| not_next(broken.into()))?;
+            let reign = history.iter().rev().find(|reign| reign.branch.lsn < header.lsn);
+            let expected = reign.map_or(Epoch(0), |reign| reign.epoch);
+            if header.epoch != expected {
+                return Err(not_next(chain::Break::Epoch { expected, found: header.epoch }.into()));
+            }
             let end = at + header.record_len();
             let payload =
                 bytes.get(at + HEADER_BYTES..end).ok_or_else(|| not_next(format::Fault::Cut.into()))?;
@@ -363,8 +405,16 @@ impl Log {
             records.push((header, at));
             at = end;
         }
-        let mut appended = Vec::with_capacity(records.len());
-        let mut records = records.as_slice();
+        Ok(records)
+    }
+
+    fn append_checked(
+        &mut self,
+        bytes: &Bytes,
+        records: &[(Header, usize)],
+        appended: &mut Vec<Appended>,
+    ) -> Result<(), Error> {
+        let mut records = records;
         while let Some((first, from)) = records.first() {
             self.make_room(first.epoch, first.record_len())?;
             let segment = self.line.last().expect("room was made in a segment");
@@ -391,7 +441,7 @@ impl Log {
             self.recent.push(first.lsn, self.tip.lsn, run);
             records = &records[count..];
         }
-        Ok(appended)
+        Ok(())
     }
 
     /// Makes the last segment one of `epoch` that has room for a record of `len` bytes.
@@ -399,10 +449,10 @@ impl Log {
         if let Some(failure) = &self.failure {
             return Err(Error::Failed(failure.clone()));
         }
-        assert!(
-            len as u64 <= self.limits.segment_bytes - SEGMENT_HEADER_BYTES as u64,
-            "a record of {len} bytes is longer than a segment"
-        );
+        let segment_bytes = self.limits.segment_bytes;
+        if len as u64 > segment_bytes - SEGMENT_HEADER_BYTES as u64 {
+            return Err(Error::TooLong { len, segment_bytes });
+        }
         let fits = !self.must_begin
             && self.line.last().is_some_and(|last| last.header.epoch == epoch && last.has_room_for(len));
         if fits {

@@ -7,7 +7,10 @@
 //! - anything missing at or below the durable position on record (the state file's, a replica's acknowledgement)
 //!   is corruption;
 //! - so is anything at or below the durable mark of a whole record found *behind* the hole, in a reign that this
-//!   node wrote itself. In a replica's files the marks are its primary's and prove nothing about this disk;
+//!   node wrote itself. In a replica's files the marks are its primary's and prove nothing about this disk. Behind
+//!   the hole is the rest of its file, and every file that is not part of the line, whatever its header says;
+//! - so is a file of the line that is shorter than it was made, and a file whose header is damaged (neither old nor
+//!   new nor blank, which is all that a power cut leaves of one sector) while the next records stand in it;
 //! - all else is a torn tail: cut at the hole and reported.
 //!
 //! What recovery writes, in this order, each step idempotent, so that a crash in it is a crash like any other:
@@ -20,7 +23,7 @@
 //! The new incarnation, which the caller has made durable before, keeps whatever stays behind the tail dead.
 
 use super::chain::Tip;
-use super::format::{Fault, Header, SEGMENT_HEADER_BYTES, Seed};
+use super::format::{ALIGN, Fault, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader};
 use super::scan::{Depth, Scan, Stop, headers_anywhere};
 use super::segment::{Folder, Found, Segment, Spare};
 use super::{Limits, Log, PAGE_BYTES, Place, open_folder, ship};
@@ -56,6 +59,8 @@ pub struct Report {
     pub torn: Option<Torn>,
     /// Files that had never been finished, now removed.
     pub leftovers: u32,
+    /// Files whose header is damaged and in which nothing was found that is needed; they are used again.
+    pub unreadable: u32,
 }
 
 /// A tail that a power cut tore off.
@@ -87,8 +92,8 @@ pub enum OpenError {
     /// Something durable is gone.
     #[error(
         "the log is damaged: LSN {lsn} is missing or unreadable in {path} at byte {offset} ({stop}), though \
-         everything up to LSN {durable} had been durable; nothing was changed. Restore this file from a copy, or \
-         fail over to a replica, which holds the records up to its acknowledged LSN"
+         {proof}; nothing was changed. Restore this file from a copy, or fail over to a replica, which holds the \
+         records up to its acknowledged LSN"
     )]
     Corrupt {
         /// What belongs there.
@@ -100,7 +105,7 @@ pub enum OpenError {
         /// What was found.
         stop: Stop,
         /// What proves the loss.
-        durable: Lsn,
+        proof: Proof,
     },
     /// A newer Landfall wrote here.
     #[error("{path}: format version {version} is newer than this program understands")]
@@ -112,6 +117,20 @@ pub enum OpenError {
     },
 }
 
+/// What tells damage from a torn tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Proof {
+    /// A durable mark at or above the missing record.
+    #[error("everything up to LSN {0} had been durable")]
+    Durable(Lsn),
+    /// A damaged segment header over records that are needed.
+    #[error("a power cut leaves a segment's header old or new, and never damages it")]
+    Header,
+    /// A segment file that lost its end.
+    #[error("a segment file has its length before it takes records, and a power cut does not shorten it")]
+    Length,
+}
+
 /// A record during recovery: header, place of its payload, payload (empty up to `headers_through`).
 pub type Visit<'a> = dyn FnMut(&Header, Place, &[u8]) -> std::io::Result<()> + 'a;
 
@@ -119,18 +138,54 @@ struct Opening<'a> {
     known: &'a Known<'a>,
     folder: Folder,
     seed: Seed,
-    /// Not yet part of the line.
-    candidates: Vec<(u32, Arc<dyn File>, super::format::SegmentHeader)>,
+    /// With a whole header, and not yet part of the line; by sequence number.
+    candidates: Vec<Candidate>,
+    /// With no header, or a damaged one.
+    rest: Vec<Other>,
+    /// Files that had never been finished.
+    leftovers: Vec<u32>,
     line: Vec<Segment>,
     tip: Tip,
+    /// The highest incarnation of any record seen.
+    incarnation: Incarnation,
     report: Report,
 }
+
+/// A file with a whole header.
+struct Candidate {
+    spare: Spare,
+    header: SegmentHeader,
+    /// The file's length.
+    len: u64,
+}
+
+/// A file without.
+struct Other {
+    spare: Spare,
+    len: u64,
+    /// What is wrong with its header; `None` if it is blank.
+    fault: Option<Fault>,
+}
+
+/// What stands behind the place where the line ends.
+#[derive(Default)]
+struct Behind {
+    /// The highest durable mark of this node's own.
+    durable: Lsn,
+    /// Whole records of the last incarnation.
+    records: u64,
+    /// A file with a damaged header that holds such records.
+    damaged: Option<(u32, Fault)>,
+}
+
+/// The piece in which files are searched for records.
+const LOOK_BYTES: u64 = 1 << 20;
 
 impl Log {
     /// Opens the log in `dir`, and shows each retained record to `visit`, in order.
     ///
     /// # Errors
-    /// [`OpenError`]; the files are as they were then, but for leftovers.
+    /// [`OpenError`]; after `Corrupt` and `Newer` the files are as they were.
     pub fn open(
         storage: Arc<dyn Storage>,
         dir: &str,
@@ -138,8 +193,7 @@ impl Log {
         known: &Known<'_>,
         visit: &mut Visit<'_>,
     ) -> Result<(Log, Report), OpenError> {
-        let (opening, rest) = Opening::read(storage, dir, &limits, known, visit)?;
-        opening.finish(rest, limits)
+        Opening::read(storage, dir, &limits, known, visit)?.finish(limits)
     }
 
     /// Reads the log in `dir` whole and judges it as [`Log::open`] does, but changes nothing. Returns its segments
@@ -153,12 +207,12 @@ impl Log {
         limits: Limits,
         known: &Known<'_>,
     ) -> Result<Verified, OpenError> {
-        let (opening, rest) = Opening::read(storage, dir, &limits, known, &mut |_, _, _| Ok(()))?;
+        let opening = Opening::read(storage, dir, &limits, known, &mut |_, _, _| Ok(()))?;
         Ok(Verified {
             report: opening.report,
             tip: opening.tip,
             segments: opening.line,
-            spares: rest.blanks.iter().map(|spare| spare.slot).collect(),
+            spares: opening.rest.iter().map(|other| other.spare.slot).collect(),
         })
     }
 }
@@ -175,12 +229,6 @@ pub struct Verified {
     pub spares: Vec<u32>,
 }
 
-/// Files that are not, or not certainly, part of the log.
-struct Rest {
-    blanks: Vec<Spare>,
-    leftovers: Vec<u32>,
-}
-
 impl<'a> Opening<'a> {
     fn read(
         storage: Arc<dyn Storage>,
@@ -188,35 +236,36 @@ impl<'a> Opening<'a> {
         limits: &Limits,
         known: &'a Known<'a>,
         visit: &mut Visit<'_>,
-    ) -> Result<(Opening<'a>, Rest), OpenError> {
+    ) -> Result<Opening<'a>, OpenError> {
         let at_dir = |error| OpenError::Io { path: dir.to_owned(), error };
-        let mut folder = open_folder(storage, dir, limits).map_err(at_dir)?;
-        let mut candidates = Vec::new();
-        let mut rest = Rest { blanks: Vec::new(), leftovers: Vec::new() };
-        for (Spare { slot, file }, found) in folder.find(known.group).map_err(at_dir)? {
-            match found {
-                Found::Segment(header) => candidates.push((slot, file, header)),
-                Found::Blank => rest.blanks.push(Spare { slot, file }),
-                Found::Leftover => rest.leftovers.push(slot),
-                Found::Foreign(Fault::Version(version)) => {
-                    return Err(OpenError::Newer { path: folder.path(slot), version });
-                }
-                // Its records may be missed below, and then it is named; if none are, it is free.
-                Found::Foreign(_) => rest.blanks.push(Spare { slot, file }),
-            }
-        }
-        candidates.sort_by_key(|(_, _, header)| header.sequence);
         let mut opening = Opening {
             known,
             seed: Seed::of(known.group),
-            folder,
-            candidates,
+            folder: open_folder(storage, dir, limits).map_err(at_dir)?,
+            candidates: Vec::new(),
+            rest: Vec::new(),
+            leftovers: Vec::new(),
             line: Vec::new(),
             tip: known.start,
+            incarnation: Incarnation(0),
             report: Report::default(),
         };
+        for (spare, len, found) in opening.folder.find(known.group).map_err(at_dir)? {
+            match found {
+                Found::Segment(header) => opening.candidates.push(Candidate { spare, header, len }),
+                Found::Blank => opening.rest.push(Other { spare, len, fault: None }),
+                Found::Leftover => opening.leftovers.push(spare.slot),
+                Found::Stranger => {}
+                Found::Damaged(Fault::Version(version)) => {
+                    return Err(OpenError::Newer { path: opening.folder.path(spare.slot), version });
+                }
+                // Its records may be missed below, and then it is named; if none are, it is free.
+                Found::Damaged(fault) => opening.rest.push(Other { spare, len, fault: Some(fault) }),
+            }
+        }
+        opening.candidates.sort_by_key(|candidate| candidate.header.sequence);
         opening.read_line(visit)?;
-        Ok((opening, rest))
+        Ok(opening)
     }
 }
 
@@ -235,17 +284,22 @@ impl Opening<'_> {
     /// Reads segment after segment until nothing continues the line.
     fn read_line(&mut self, visit: &mut Visit<'_>) -> Result<(), OpenError> {
         let mut stopped = None;
-        while let Some(mut segment) = self.next_segment() {
-            let stop = self.read_segment(&mut segment, visit)?;
+        while let Some((mut segment, len)) = self.next_segment() {
+            let stop = self.read_segment(&mut segment, len, visit)?;
+            if len < segment.header.len {
+                let (lsn, path) = (self.tip.lsn.next(), self.folder.path(segment.slot));
+                let (offset, stop) = (segment.end, Stop::Fault(Fault::Cut));
+                return Err(OpenError::Corrupt { lsn, path, offset, stop, proof: Proof::Length });
+            }
             stopped = Some((segment.slot, segment.end, stop));
             self.line.push(segment);
         }
         self.judge(stopped)
     }
 
-    /// Takes the segment that begins behind the tip out of the candidates. Of two that claim to, which only a
+    /// Takes the segment that begins behind the tip out of the candidates, with the length of its file. Of two that claim to, which only a
     /// torn tail before the last opening can leave, the newer counts.
-    fn next_segment(&mut self) -> Option<Segment> {
+    fn next_segment(&mut self) -> Option<(Segment, u64)> {
         let tip = self.tip;
         let epoch = match self.known.history.iter().find(|reign| reign.branch.lsn == tip.lsn) {
             Some(reign) => {
@@ -254,20 +308,26 @@ impl Opening<'_> {
             None => tip.epoch,
         };
         let after = self.line.last().map_or(0, |segment| segment.header.sequence);
-        let index = self.candidates.iter().rposition(|(_, _, header)| {
+        let index = self.candidates.iter().rposition(|Candidate { header, .. }| {
             header.first == tip.lsn.next()
                 && header.previous == tip.checksum
                 && header.epoch == epoch
                 && header.sequence > after
         })?;
-        let (slot, file, header) = self.candidates.remove(index);
-        Some(Segment::new(slot, file, header, tip))
+        let Candidate { spare: Spare { slot, file }, header, len } = self.candidates.remove(index);
+        Some((Segment::new(slot, file, header, tip), len))
     }
 
-    fn read_segment(&mut self, segment: &mut Segment, visit: &mut Visit<'_>) -> Result<Stop, OpenError> {
+    fn read_segment(
+        &mut self,
+        segment: &mut Segment,
+        len: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<Stop, OpenError> {
         let limit = self.limit_of(segment.header.epoch);
         let start = SEGMENT_HEADER_BYTES as u64;
-        let mut scan = Scan::new(segment.file.clone(), self.seed, segment.header.len, start, self.tip);
+        let mut scan =
+            Scan::new(segment.file.clone(), self.seed, segment.header.len.min(len), start, self.tip);
         loop {
             let before = scan.tip();
             if before.lsn >= limit {
@@ -282,7 +342,7 @@ impl Opening<'_> {
                 }
                 Err(stop) => return Ok(stop),
             };
-            let place = Place { segment: segment.slot, offset: offset + super::HEADER_BYTES as u64 };
+            let place = Place { segment: segment.slot, offset: offset + HEADER_BYTES as u64 };
             visit(&header, place, payload).map_err(self.io(segment.slot))?;
             segment.note(before, &header, offset);
             self.tip = self.tip.advanced(&header);
@@ -298,59 +358,107 @@ impl Opening<'_> {
             Some(stopped) => stopped,
             None => (0, 0, Stop::NoSegment),
         };
-        let (mut proof, mut behind) = (self.known.durable, 0);
-        for header in self.find_behind(slot, offset)? {
-            if header.lsn < missing {
-                continue;
-            }
-            if (self.known.own)(header.epoch) {
-                proof = proof.max(header.durable);
-            }
-            // A stale record of a recycled file can be whole, but is of an older opening.
-            behind += u64::from(header.incarnation == self.tip.incarnation);
+        let behind = self.find_behind(slot, offset)?;
+        let durable = self.known.durable.max(behind.durable);
+        if let Some((slot, fault)) = behind.damaged {
+            let (path, stop) = (self.folder.path(slot), Stop::Fault(fault));
+            return Err(OpenError::Corrupt { lsn: missing, path, offset: 0, stop, proof: Proof::Header });
         }
-        if proof >= missing {
-            let path = self.folder.path(slot);
-            return Err(OpenError::Corrupt { lsn: missing, path, offset, stop, durable: proof });
+        if durable >= missing {
+            let path = match slot {
+                0 => self.folder.dir().to_owned(),
+                slot => self.folder.path(slot),
+            };
+            let proof = Proof::Durable(durable);
+            return Err(OpenError::Corrupt { lsn: missing, path, offset, stop, proof });
         }
         let partial =
             !matches!(stop, Stop::Full | Stop::NoSegment | Stop::Fault(Fault::Magic) | Stop::Break(_));
-        if behind > 0 || partial {
-            self.report.torn = Some(Torn { lsn: missing, slot, offset, stop, records_behind: behind });
+        if behind.records > 0 || partial {
+            let records_behind = behind.records;
+            self.report.torn = Some(Torn { lsn: missing, slot, offset, stop, records_behind });
+        }
+        self.report.unreadable = self.rest.iter().filter(|other| other.fault.is_some()).count() as u32;
+        Ok(())
+    }
+
+    /// Whole records of the last reign behind the place where the line ends: in that file, and in every file that
+    /// is not part of the line, whose header may be old while its records are new.
+    fn find_behind(&mut self, slot: u32, offset: u64) -> Result<Behind, OpenError> {
+        let (known, tip) = (self.known, self.tip);
+        let epoch = known.history.last().map_or(Epoch(0), |reign| reign.epoch);
+        let mut behind = Behind::default();
+        let mut highest = self.incarnation.max(tip.incarnation);
+        let mut note = |header: Header, damaged: Option<(u32, Fault)>| {
+            if header.epoch != epoch {
+                return;
+            }
+            highest = highest.max(header.incarnation);
+            if header.lsn <= tip.lsn {
+                return;
+            }
+            if (known.own)(header.epoch) {
+                behind.durable = behind.durable.max(header.durable);
+            }
+            // A stale record of a recycled file can be whole, but is of an older opening.
+            if header.incarnation >= tip.incarnation {
+                behind.records += 1;
+                behind.damaged = behind.damaged.or(damaged);
+            }
+        };
+        if let Some(last) = self.line.last().filter(|last| last.slot == slot) {
+            self.look(slot, &last.file, offset, last.header.len, &mut |header| note(header, None))?;
+        }
+        let start = SEGMENT_HEADER_BYTES as u64;
+        for candidate in self.candidates.iter().filter(|candidate| !self.is_branch(&candidate.header)) {
+            let Candidate { spare: Spare { slot, file }, header, len } = candidate;
+            self.look(*slot, file, start, header.len.min(*len), &mut |header| note(header, None))?;
+        }
+        for Other { spare: Spare { slot, file }, len, fault } in &self.rest {
+            let damaged = fault.map(|fault| (*slot, fault));
+            self.look(*slot, file, start, *len, &mut |header| note(header, damaged))?;
+        }
+        self.incarnation = highest;
+        Ok(behind)
+    }
+
+    /// Shows every whole record header of a stretch of a file.
+    fn look(
+        &self,
+        slot: u32,
+        file: &Arc<dyn File>,
+        from: u64,
+        len: u64,
+        seen: &mut dyn FnMut(Header),
+    ) -> Result<(), OpenError> {
+        let mut at = from;
+        let mut bytes = Vec::new();
+        while at + HEADER_BYTES as u64 <= len {
+            let Some((start, _)) = file.next_data(at).map_err(self.io(slot))? else { break };
+            at = at.max(start - start % ALIGN as u64);
+            // A header that begins in this piece may end in the next.
+            let piece = (LOOK_BYTES + (HEADER_BYTES - ALIGN) as u64).min(len.saturating_sub(at));
+            bytes.resize(piece as usize, 0);
+            file.read_at(&mut bytes, at).map_err(self.io(slot))?;
+            headers_anywhere(self.seed, &bytes).for_each(&mut *seen);
+            at += LOOK_BYTES;
         }
         Ok(())
     }
 
-    /// Whole records of the last reign behind the place where the line ends: in that file, and in files that
-    /// were begun later.
-    fn find_behind(&self, slot: u32, offset: u64) -> Result<Vec<Header>, OpenError> {
-        let epoch = self.known.history.last().map_or(Epoch(0), |reign| reign.epoch);
-        let mut found = Vec::new();
-        let mut look = |slot: u32, file: &Arc<dyn File>, from: u64, len: u64| -> Result<(), OpenError> {
-            let mut bytes = vec![0; len.saturating_sub(from) as usize];
-            file.read_at(&mut bytes, from).map_err(self.io(slot))?;
-            found.extend(headers_anywhere(self.seed, &bytes).filter(|header| header.epoch == epoch));
-            Ok(())
-        };
-        if let Some(last) = self.line.last().filter(|last| last.slot == slot) {
-            look(slot, &last.file, offset, last.header.len)?;
-        }
-        let after = self.line.last().map_or(0, |segment| segment.header.sequence);
-        for (slot, file, header) in &self.candidates {
-            if header.epoch == epoch && header.sequence > after {
-                look(*slot, file, SEGMENT_HEADER_BYTES as u64, header.len)?;
-            }
-        }
-        Ok(found)
+    /// Whether a segment holds only records that a promotion left behind.
+    fn is_branch(&self, header: &SegmentHeader) -> bool {
+        let last_epoch = self.known.history.last().map_or(Epoch(0), |reign| reign.epoch);
+        header.epoch < last_epoch && header.first > self.limit_of(header.epoch)
     }
 
-    fn finish(mut self, rest: Rest, limits: Limits) -> Result<(Log, Report), OpenError> {
-        for slot in rest.leftovers {
+    fn finish(mut self, limits: Limits) -> Result<(Log, Report), OpenError> {
+        for slot in std::mem::take(&mut self.leftovers) {
             let path = self.folder.path(slot);
             self.folder.remove(slot).map_err(|error| OpenError::Io { path, error })?;
             self.report.leftovers += 1;
         }
-        let branches = self.sort_out_rest(rest.blanks)?;
+        let branches = self.sort_out_rest()?;
         self.make_durable()?;
         let page = match self.line.last() {
             Some(last) => {
@@ -370,7 +478,8 @@ impl Opening<'_> {
             branches,
             tip: self.tip,
             durable: self.tip,
-            incarnation: self.known.incarnation,
+            // The state file's is higher, unless it was restored from an older copy: never twice the same.
+            incarnation: self.known.incarnation.max(Incarnation(self.incarnation.0.saturating_add(1))),
             must_begin: false,
             page,
             unsynced: Vec::new(),
@@ -382,20 +491,20 @@ impl Opening<'_> {
     }
 
     /// What is not part of the line: a branch is kept, all else is blanked and used again.
-    fn sort_out_rest(&mut self, blanks: Vec<Spare>) -> Result<Vec<Segment>, OpenError> {
+    fn sort_out_rest(&mut self) -> Result<Vec<Segment>, OpenError> {
         let mut branches = Vec::new();
-        let last_epoch = self.known.history.last().map_or(Epoch(0), |reign| reign.epoch);
-        let mut free = blanks;
-        for (slot, file, header) in std::mem::take(&mut self.candidates) {
-            let of_ended_reign = header.epoch < last_epoch;
-            if of_ended_reign && header.first > self.limit_of(header.epoch) {
+        let mut free: Vec<Spare> = self.rest.drain(..).map(|other| other.spare).collect();
+        for candidate in std::mem::take(&mut self.candidates) {
+            let is_branch = self.is_branch(&candidate.header);
+            let Candidate { spare, header, .. } = candidate;
+            if is_branch {
                 let start = Tip { lsn: header.first.prev(), checksum: header.previous, ..Tip::default() };
-                let mut segment = Segment::new(slot, file, header, start);
+                let mut segment = Segment::new(spare.slot, spare.file, header, start);
                 segment.end = header.len;
                 branches.push(segment);
                 continue;
             }
-            free.push(Spare { slot, file });
+            free.push(spare);
         }
         let blank = vec![0; SEGMENT_HEADER_BYTES];
         for Spare { slot, file } in free {

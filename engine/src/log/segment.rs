@@ -11,13 +11,15 @@ use super::chain::Tip;
 use super::format::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::io::{File, OpenMode, Storage};
 use crate::types::{Epoch, GroupId, Lsn, Timestamp};
-use std::io::{IoSlice, Result};
+use std::io::{Error, IoSlice, Result};
 use std::sync::Arc;
 
 /// Bytes between two remembered places of a segment.
 const WAYPOINT_BYTES: u64 = 64 << 10;
 /// Freed files kept for use; more are removed.
 pub const MAX_SPARES: usize = 4;
+/// The highest number of a file: eight digits.
+const MAX_SLOT: u32 = 99_999_999;
 /// The piece in which a new file is filled with zeros.
 const FILL_BYTES: usize = 1 << 20;
 
@@ -131,8 +133,10 @@ pub(super) enum Found {
     Blank,
     /// Not finished when the machine or the process died.
     Leftover,
-    /// A header that is damaged, or of another log.
-    Foreign(super::format::Fault),
+    /// A damaged header, or one of a newer version.
+    Damaged(super::format::Fault),
+    /// Another group's: no business of this log.
+    Stranger,
 }
 
 impl Folder {
@@ -149,18 +153,23 @@ impl Folder {
         })
     }
 
+    pub(super) fn dir(&self) -> &str {
+        &self.dir
+    }
+
     pub(super) fn path(&self, slot: u32) -> String {
         format!("{}/{slot:08}.seg", self.dir)
     }
 
-    /// Every segment file, by slot. Files with other names are no business of the log and are left alone.
-    pub(super) fn find(&mut self, group: GroupId) -> Result<Vec<(Spare, Found)>> {
+    /// Every segment file with its length, by slot. Files with other names are no business of the log and are left
+    /// alone.
+    pub(super) fn find(&mut self, group: GroupId) -> Result<Vec<(Spare, u64, Found)>> {
         let mut found = Vec::new();
         for name in self.storage.list(&self.dir)? {
             let Some(slot) = name.strip_suffix(".seg").and_then(|digits| digits.parse::<u32>().ok()) else {
                 continue;
             };
-            if name != format!("{slot:08}.seg") {
+            if slot > MAX_SLOT || name != format!("{slot:08}.seg") {
                 continue;
             }
             self.next_slot = self.next_slot.max(slot + 1);
@@ -168,17 +177,18 @@ impl Folder {
             let len = file.len()?;
             let mut page = vec![0; SEGMENT_HEADER_BYTES.min(usize::try_from(len).unwrap_or(usize::MAX))];
             file.read_at(&mut page, 0)?;
+            let blank = page.iter().all(|&byte| byte == 0);
             let what = match SegmentHeader::decode(&page) {
-                Ok(header) if header.group == group && header.len <= len => Found::Segment(header),
-                Ok(_) => Found::Foreign(super::format::Fault::Malformed),
-                Err(_) if len != self.segment_bytes => Found::Leftover,
-                Err(_) if page.iter().all(|&byte| byte == 0) => Found::Blank,
-                Err(fault) => Found::Foreign(fault),
+                Ok(header) if header.group == group => Found::Segment(header),
+                Ok(_) => Found::Stranger,
+                Err(_) if blank && len != self.segment_bytes => Found::Leftover,
+                Err(_) if blank => Found::Blank,
+                Err(fault) => Found::Damaged(fault),
             };
             if let Found::Segment(header) = &what {
-                self.next_sequence = self.next_sequence.max(header.sequence + 1);
+                self.next_sequence = self.next_sequence.max(header.sequence.saturating_add(1));
             }
-            found.push((Spare { slot, file }, what));
+            found.push((Spare { slot, file }, len, what));
         }
         Ok(found)
     }
@@ -273,6 +283,9 @@ impl Make {
     }
 
     fn try_run(&self, fill: Fill) -> Result<Spare> {
+        if self.slot > MAX_SLOT {
+            return Err(Error::other(format!("{}: its number is beyond {MAX_SLOT}", self.path)));
+        }
         let file = self.storage.open(&self.path, OpenMode::Create)?;
         file.allocate(self.len)?;
         if fill == Fill::Zeros {

@@ -39,7 +39,7 @@ use crate::overlay::Overlay;
 use crate::state::{Role, State, StateFile};
 use crate::types::{Lsn, Mono, Now, Position, Reign, Timestamp, VolumeId};
 use config::{AckPolicy, Config};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The number of an answer that has to wait.
@@ -67,6 +67,8 @@ pub struct Failed {
 /// A volume on this node.
 pub(crate) struct Volume {
     pub(crate) spec: VolumeSpec,
+    /// Where the log defines it; zero if that lies before the retained log.
+    pub(crate) defined: Lsn,
     /// The plain disk; a replica has none.
     pub(crate) backing: Option<Arc<dyn File>>,
     /// The state of the volume at the LSN up to which the group is folded; a node that never was a replica has
@@ -114,7 +116,9 @@ pub struct Node {
     /// When the oldest record that is not yet durable was appended.
     pub(crate) unsynced_since: Option<Mono>,
     pub(crate) last_primary: Option<LastPrimary>,
-    _lock: Box<dyn Send + Sync>,
+    /// The record that begins this opening of a primary is in the log: nothing else may come before it.
+    pub(crate) begun: bool,
+    _lock: Arc<dyn Send + Sync>,
 }
 
 /// What a replica last heard from its primary.
@@ -283,6 +287,11 @@ impl Node {
             );
         }
         Refusal::Io
+    }
+
+    /// The volumes that are part of the history up to `lsn`.
+    pub(crate) fn volumes_at(&self, lsn: Lsn) -> BTreeSet<VolumeId> {
+        self.volumes.iter().filter(|(_, volume)| volume.defined <= lsn).map(|(&id, _)| id).collect()
     }
 
     /// The path of a file of this group.

@@ -19,7 +19,7 @@ use crate::io::{File, OpenMode, Storage};
 use crate::log::chain::Tip;
 use crate::log::format::Header;
 use crate::log::recovery::{Known, OpenError, Report};
-use crate::log::{Draft, Log, Place};
+use crate::log::{self, Draft, Log, Place};
 use crate::overlay::{Content, Overlay};
 use crate::read::is_zero;
 use crate::state::{Role, State, StateFile};
@@ -99,6 +99,15 @@ pub enum Error {
         /// The first byte that is not zero.
         offset: u64,
     },
+    /// Limits that cannot be.
+    #[error("{reason}")]
+    BadLimits {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The log does not take the first records.
+    #[error("the log takes no records: {0}")]
+    Append(#[from] log::Error),
     /// A definition that cannot be.
     #[error("volume {volume}: {reason}")]
     BadVolume {
@@ -122,6 +131,9 @@ impl Node {
     pub fn open(now: Now, storage: Arc<dyn Storage>, config: Config) -> Result<(Node, Report), Error> {
         let dir = config.dir.clone();
         storage.create_dir(&dir).map_err(io(&dir))?;
+        if let Some(reason) = config.limits.log.fault() {
+            return Err(Error::BadLimits { reason });
+        }
         let lock = storage.lock(&format!("{dir}/lock")).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => Error::Locked { dir: dir.clone() },
             _ => Error::Io { path: format!("{dir}/lock"), error },
@@ -146,9 +158,16 @@ impl Node {
             Some(file) => file.update(|state| state.incarnation.0 += 1)?,
             None => unborn_state(config.node),
         };
-        let (mut node, report) = load(storage, config, file.map(Arc::new), state, lock)?;
+        let (mut node, report) = load(storage, config, file.map(Arc::new), state, Arc::from(lock))?;
         if node.state.role == Role::Primary {
-            node.begin_incarnation(now)?;
+            match node.begin(now) {
+                // It can be read, and written again once there is room.
+                Err(error) if error.is_no_space() => {
+                    tracing::warn!(group = %node.config.name, %error, "no write is taken until there is room");
+                }
+                begun => begun?,
+            }
+            node.define_new_volumes(now)?;
         }
         Ok((node, report))
     }
@@ -165,15 +184,21 @@ impl Node {
         let path = self.path("state");
         let state = State { group, history, ..unborn_state(self.config.node) };
         let file = StateFile::create(&*self.storage, &self.config.dir, &path, state.clone())?;
-        let lock = std::mem::replace(&mut self._lock, Box::new(()));
+        let lock = self._lock.clone();
         let (node, _) = load(self.storage.clone(), self.config.clone(), Some(Arc::new(file)), state, lock)?;
         *self = node;
         tracing::info!(group = %self.config.name, id = %group, at = %now.wall, "became a replica");
         Ok(())
     }
 
-    /// The first records of an opening: what it is, and volumes that are new in the configuration.
-    fn begin_incarnation(&mut self, now: Now) -> Result<(), Error> {
+    /// Makes sure that the first record of this opening is in the log. Called before anything else is appended.
+    ///
+    /// # Errors
+    /// Of the log. For want of space it may be tried again.
+    pub(crate) fn begin(&mut self, now: Now) -> Result<(), log::Error> {
+        if self.begun {
+            return Ok(());
+        }
         let epoch = self.state.epoch();
         let node = self.config.node;
         let (kind, body) = match self.state.history.last() {
@@ -184,7 +209,8 @@ impl Node {
             _ => (Kind::Open, encode_body(&Opened { node })),
         };
         self.append_control(now, epoch, kind, VolumeId(0), &body)?;
-        self.define_new_volumes(now)
+        self.begun = true;
+        Ok(())
     }
 
     pub(crate) fn append_control(
@@ -194,7 +220,7 @@ impl Node {
         kind: Kind,
         volume: VolumeId,
         body: &[u8],
-    ) -> Result<(), Error> {
+    ) -> Result<(), log::Error> {
         let draft = Draft { kind, flags: 0, volume, extent: Extent::default(), payload: body };
         let (_, error) = self.log.append(now.wall, epoch, &[draft]);
         match error {
@@ -204,7 +230,7 @@ impl Node {
             }
             Some(error) => {
                 self.log_refused(now, &error);
-                Err(io(&self.path("log"))(std::io::Error::other(error.to_string())))
+                Err(error)
             }
         }
     }
@@ -231,13 +257,14 @@ impl Node {
             let backing = make_backing(&*self.storage, &path, &spec)?;
             let body = encode_body(&VolumeDefined { name: spec.name.clone(), size: spec.size });
             let epoch = self.state.epoch();
+            self.begin(now)?;
             self.append_control(now, epoch, Kind::Volume, spec.id, &body)?;
             let base = match &self.index {
                 Some(_) => Some(open_base(&*self.storage, &self.config.dir, &spec, Presence::Any)?),
                 None => None,
             };
-            let volume =
-                Volume { spec, backing: Some(backing), base, active: Overlay::default(), frozen: None };
+            let (defined, backing) = (self.log.tip().lsn, Some(backing));
+            let volume = Volume { spec, defined, backing, base, active: Overlay::default(), frozen: None };
             self.volumes.insert(volume.spec.id, volume);
         }
         Ok(())
@@ -250,14 +277,16 @@ fn load(
     config: Config,
     file: Option<Arc<StateFile>>,
     state: State,
-    lock: Box<dyn Send + Sync>,
+    lock: Arc<dyn Send + Sync>,
 ) -> Result<(Node, Report), Error> {
     let has_index = state.role == Role::Replica || state.own.iter().all(|&epoch| epoch > Epoch(1));
     let mut index = has_index.then(|| Index::new(state.base));
     let mut specs: BTreeMap<VolumeId, VolumeSpec> =
         state.volumes.iter().map(|spec| (spec.id, spec.clone())).collect();
+    let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
     let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
-    let replays = state.role == Role::Primary && state.hydration.is_none();
+    // A fenced primary's disk is brought up to date as well: what it logged is what it holds.
+    let replays = state.role != Role::Replica && state.hydration.is_none();
     let headers_through = if replays { state.applied.min(state.durable) } else { state.durable };
     let (log, report) = {
         let own = |epoch: Epoch| state.own.contains(&epoch);
@@ -271,6 +300,9 @@ fn load(
             incarnation: state.incarnation,
         };
         let mut visit = |header: &Header, place: Place, payload: &[u8]| {
+            if header.kind == Kind::Volume {
+                defined.insert(header.volume, header.lsn);
+            }
             if header.kind == Kind::Volume && header.lsn > headers_through {
                 let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
                 specs.insert(spec.id, spec);
@@ -314,7 +346,8 @@ fn load(
             false => None,
         };
         let active = overlays.remove(&id).unwrap_or_default();
-        volumes.insert(id, Volume { spec, backing, base, active, frozen: None });
+        let defined = defined.get(&id).copied().unwrap_or_default();
+        volumes.insert(id, Volume { spec, defined, backing, base, active, frozen: None });
     }
     let followers = config
         .replicas
@@ -343,6 +376,7 @@ fn load(
         next_ticket: 1,
         unsynced_since: None,
         last_primary: None,
+        begun: false,
         _lock: lock,
     };
     node.prepare_hydration()?;

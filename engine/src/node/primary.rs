@@ -157,7 +157,10 @@ impl Node {
         }
         let (appended, error) = match drafts.is_empty() {
             true => (Vec::new(), None),
-            false => self.log.append(now.wall, self.state.epoch(), &drafts),
+            false => match self.begin(now) {
+                Ok(()) => self.log.append(now.wall, self.state.epoch(), &drafts),
+                Err(error) => (Vec::new(), Some(error)),
+            },
         };
         if !appended.is_empty() {
             self.appended(now);
@@ -194,6 +197,10 @@ impl Node {
                 Some(ticket) => out.waiting.push((request.cookie, ticket)),
                 None => out.ready.push(Completion { cookie: request.cookie, result: Ok(Reply::Done) }),
             }
+        }
+        if self.failed.is_some() {
+            // The log failed within the batch: what was appended before may not become durable any more.
+            self.refuse_waiters(Refusal::Io);
         }
         left
     }

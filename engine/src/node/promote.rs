@@ -112,7 +112,10 @@ impl Node {
             after: tip.position(),
             last: latest.lsn,
         });
-        let volumes: Vec<_> = self.volume_specs().cloned().collect();
+        // A volume that was defined behind the point is no part of it.
+        let defined = self.volumes_at(at);
+        let volumes: Vec<_> =
+            self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
         let hydration = Hydration { at, done: volumes.iter().map(|spec| (spec.id, 0)).collect() };
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
         let decided = self.update_state(now, |state| {
@@ -134,6 +137,7 @@ impl Node {
         if let Some(index) = &mut self.index {
             index.truncate_after(at);
         }
+        self.volumes.retain(|id, _| defined.contains(id));
         let failed = |node: &mut Node, reason: String| {
             node.fail(now, reason.clone());
             PromoteError::Failed(reason)
@@ -141,6 +145,7 @@ impl Node {
         let body = encode_body(&Promoted { reign });
         let begun = self.append_control(now, epoch, Kind::Promote, VolumeId(0), &body);
         begun.map_err(|error| failed(self, error.to_string()))?;
+        self.begun = true;
         self.sync_now(now).map_err(PromoteError::Failed)?;
         self.prepare_hydration().map_err(|error| failed(self, error.to_string()))?;
         let primary_durable = self.last_primary.take().map(|last| last.durable);

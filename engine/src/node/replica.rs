@@ -45,7 +45,8 @@ impl Node {
         if !self.is_born() {
             let adopted = self.be_born(now, hello.group, hello.history.clone());
             adopted.map_err(|error| {
-                tracing::warn!(group = %self.config.name, %error, "could not become a replica");
+                // Half of it may be on disk, and a sync that failed is not repeated by this process.
+                self.fail(now, format!("could not become a replica: {error}"));
                 Rebuff::Failed
             })?;
         }
@@ -98,6 +99,10 @@ impl Node {
         if self.state.history == hello.history {
             return Ok(durable);
         }
+        if self.work.is_busy() {
+            // A fold that is under way may be past the place where the histories part. The next try finds it done.
+            return Err(Rebuff::Failed);
+        }
         let common = self.state.history.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
         // The first reign of theirs that is not ours begins behind this position; nothing of ours behind it, or
         // behind the first reign of ours that is not theirs, is part of the history any more.
@@ -126,11 +131,13 @@ impl Node {
             last: durable.lsn,
         });
         let history = hello.history.clone();
+        let defined = self.volumes_at(cut);
         self.update_state(now, |state| {
             state.history = history;
             if let Some(branch) = branch {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);
+                state.volumes.retain(|spec| defined.contains(&spec.id));
             }
         })
         .map_err(|_| Rebuff::Failed)?;
@@ -143,6 +150,7 @@ impl Node {
             if let Some(index) = &mut self.index {
                 index.truncate_after(cut);
             }
+            self.volumes.retain(|id, _| defined.contains(id));
         }
         Ok(self.log.durable().position())
     }
@@ -165,29 +173,31 @@ impl Node {
         if self.state.role != Role::Replica {
             return Err(Rebuff::Superseded { history: self.state.history.clone() });
         }
-        let limit = self.state.epoch();
-        let appended = match self.log.append_batch(batch) {
-            Ok(appended) => appended,
-            Err(error @ log::Error::NotNext { .. }) => {
-                tracing::warn!(group = %self.config.name, %error, "a primary sent what does not follow");
-                return Err(Rebuff::Diverged { at: self.log.tip().position() });
-            }
-            Err(error) if error.is_no_space() => return Err(Rebuff::NoSpace),
-            Err(error) => {
-                self.log_refused(now, &error);
-                return Err(Rebuff::Failed);
-            }
-        };
-        self.appended(now);
+        // What was appended counts, whatever kept the rest from it: it is in the log.
+        let (appended, error) = self.log.append_batch(batch, &self.state.history);
+        if !appended.is_empty() {
+            self.appended(now);
+        }
         for record in &appended {
-            debug_assert!(record.header.epoch <= limit, "the history that was adopted knows every epoch");
             self.work.unsynced_bytes += record.header.record_len() as u64;
             self.follow(now, record).map_err(|error| {
                 self.fail(now, error);
                 Rebuff::Failed
             })?;
         }
-        Ok(())
+        match error {
+            None => Ok(()),
+            Some(error @ log::Error::NotNext { .. }) => {
+                tracing::warn!(group = %self.config.name, %error, "a primary sent what does not follow");
+                Err(Rebuff::Diverged { at: self.log.tip().position() })
+            }
+            Some(error) if error.is_no_space() => Err(Rebuff::NoSpace),
+            Some(error) => {
+                tracing::warn!(group = %self.config.name, %error, "records could not be appended");
+                self.log_refused(now, &error);
+                Err(Rebuff::Failed)
+            }
+        }
     }
 
     /// Takes note of one record.
@@ -214,6 +224,7 @@ impl Node {
                 );
                 let volume = Volume {
                     spec,
+                    defined: header.lsn,
                     backing: None,
                     base: Some(base),
                     active: Overlay::default(),

@@ -25,7 +25,7 @@ use crate::log::segment::{Make, Spare};
 use crate::log::{self, Sync, Synced};
 use crate::overlay::{Content, Overlay};
 use crate::read::{Plan, Wait};
-use crate::state::{Role, State, StateFile};
+use crate::state::{Role, StateFile};
 use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -145,11 +145,11 @@ pub enum Done {
     /// Of a make.
     Make(std::io::Result<Spare>),
     /// Of a checkpoint.
-    Checkpoint(Result<State, String>),
+    Checkpoint(Result<(), String>),
     /// Of a fold.
-    Fold(Result<State, String>),
+    Fold(Result<(), String>),
     /// Of a step of filling.
-    Hydrate(Result<Hydrated, String>),
+    Hydrate(Result<(), String>),
 }
 
 impl Job {
@@ -252,7 +252,7 @@ struct Note {
 }
 
 impl Checkpoint {
-    fn run(self) -> Result<State, String> {
+    fn run(self) -> Result<(), String> {
         for backing in &self.backings {
             backing.sync().map_err(|error| format!("syncing a volume's disk: {error}"))?;
         }
@@ -272,7 +272,7 @@ impl Checkpoint {
             state.volumes = note.volumes;
             state.acknowledged = note.acknowledged;
         });
-        updated.map_err(|error| error.to_string())
+        updated.map(drop).map_err(|error| error.to_string())
     }
 }
 
@@ -290,7 +290,7 @@ pub struct Fold {
 }
 
 impl Fold {
-    fn run(self) -> Result<State, String> {
+    fn run(self) -> Result<(), String> {
         let upto = self.upto;
         // Retire, durably, before anything is overwritten.
         let retired = self.file.update(|state| state.horizon = state.horizon.max(upto));
@@ -301,7 +301,8 @@ impl Fold {
             }
             base.sync().map_err(|error| format!("syncing a base image: {error}"))?;
         }
-        self.file.update(|state| state.base = state.base.max(upto)).map_err(|error| error.to_string())
+        let folded = self.file.update(|state| state.base = state.base.max(upto));
+        folded.map(drop).map_err(|error| error.to_string())
     }
 }
 
@@ -333,13 +334,8 @@ enum HydrateStep {
     Advance { upto: Lsn, disks: Vec<Arc<dyn File>> },
 }
 
-/// The outcome of one step of filling.
-pub struct Hydrated {
-    state: Option<State>,
-}
-
 impl Hydrate {
-    fn run(self) -> Result<Hydrated, String> {
+    fn run(self) -> Result<(), String> {
         let failed = |error: std::io::Error| format!("filling a volume's disk: {error}");
         let (at, file) = (self.at, self.file);
         let update = |change: &dyn Fn(&mut crate::state::Hydration)| {
@@ -348,30 +344,26 @@ impl Hydrate {
                 assert_eq!(hydration.at, at, "one step is out at a time");
                 change(hydration);
             });
-            updated.map_err(|error| error.to_string())
+            updated.map(drop).map_err(|error| error.to_string())
         };
-        let state = match &self.step {
+        match &self.step {
             HydrateStep::Fill { volume, extent, plan, to } => {
                 copy(plan, &**to, extent.offset).map_err(failed)?;
                 to.sync().map_err(failed)?;
-                Some(update(&|hydration| {
+                update(&|hydration| {
                     if let Some((_, done)) = hydration.done.iter_mut().find(|(id, _)| id == volume) {
                         *done = extent.end();
                     }
-                })?)
+                })
             }
             HydrateStep::CatchUp { pieces, to } => {
-                for (extent, plan) in pieces {
-                    copy(plan, &**to, extent.offset).map_err(failed)?;
-                }
-                None
+                pieces.iter().try_for_each(|(extent, plan)| copy(plan, &**to, extent.offset)).map_err(failed)
             }
             HydrateStep::Advance { upto, disks } => {
                 disks.iter().try_for_each(|disk| disk.sync()).map_err(failed)?;
-                Some(update(&|hydration| hydration.at = *upto)?)
+                update(&|hydration| hydration.at = *upto)
             }
-        };
-        Ok(Hydrated { state })
+        }
     }
 }
 
@@ -500,22 +492,18 @@ impl Node {
             Done::Apply(Err(error)) => self.fail(now, format!("writing to a volume's disk failed: {error}")),
             Done::Make(Ok(spare)) => self.log.finish_make(spare),
             Done::Make(Err(error)) => self.cannot_now(now, &error.to_string()),
-            Done::Checkpoint(Ok(state)) => {
-                self.take_state(state);
+            Done::Checkpoint(Ok(())) => {
+                self.take_state();
                 self.free(now);
             }
-            Done::Fold(Ok(state)) => {
-                self.take_state(state);
+            Done::Fold(Ok(())) => {
+                self.take_state();
                 let base = self.state.base;
                 if let Some(index) = &mut self.index {
                     index.forget_through(base);
                 }
             }
-            Done::Hydrate(Ok(Hydrated { state })) => {
-                if let Some(state) = state {
-                    self.take_state(state);
-                }
-            }
+            Done::Hydrate(Ok(())) => self.take_state(),
             Done::Checkpoint(Err(reason)) | Done::Fold(Err(reason)) | Done::Hydrate(Err(reason)) => {
                 self.fail(now, reason);
             }
@@ -529,12 +517,13 @@ impl Node {
         self.work.retry_at = now.mono.plus_ms(1_000);
     }
 
-    /// A job's view of the state, unless the role was changed meanwhile in a way that it could not know.
-    fn take_state(&mut self, state: State) {
-        let role = self.state.role;
-        self.state = state;
-        if role == Role::Fenced {
-            self.state.role = role;
+    /// Takes over what a job has changed in the state on record, together with what was changed meanwhile; a fence
+    /// stands, also if it could not be put on record.
+    fn take_state(&mut self) {
+        let Some(file) = &self.file else { return };
+        let before = std::mem::replace(&mut self.state, file.get());
+        if before.role == Role::Fenced {
+            (self.state.role, self.state.fenced_by) = (before.role, before.fenced_by);
         }
     }
 
@@ -606,7 +595,9 @@ impl Node {
             true => self.volumes.values().filter_map(|volume| volume.backing.clone()).collect(),
             false => Vec::new(),
         };
-        let volumes = self.volume_specs().cloned().collect();
+        // A definition that is not durable may be lost, and must then be made again.
+        let defined = self.volumes_at(durable);
+        let volumes = self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
         let epoch = self.state.epoch();
         let note = Note { applied, durable, start, volumes, acknowledged, epoch };
         Some(Job::Checkpoint(Checkpoint { file, backings, note }))
@@ -655,6 +646,8 @@ impl Node {
             }
             volumes.push(FoldVolume { base, pieces });
         }
+        // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
+        self.state.horizon = self.state.horizon.max(upto);
         Some(Job::Fold(Fold { file, upto, volumes }))
     }
 

@@ -16,7 +16,7 @@ use super::session::Config as SessionConfig;
 use super::tls::{Credentials, NodeName, Side};
 use super::wire::{Reader, Writer};
 use engine::peer::{Batch, Hello};
-use engine::types::Now;
+use engine::types::{Lsn, Now};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,6 +78,13 @@ pub struct Dialler<S> {
     pub seed: u64,
 }
 
+/// Hands records to the session. The log may have become more durable since the session was last told, and the
+/// source gives what is durable when it reads.
+fn take(sender: &mut Sender, durable: &watch::Receiver<Lsn>, batch: Batch) {
+    sender.handle_durable(sender.durable().max(*durable.borrow()));
+    sender.handle_records(batch);
+}
+
 impl<S: Source> Dialler<S> {
     /// Keeps the link up, until it is dropped.
     pub async fn run(mut self) -> Infallible {
@@ -108,6 +115,16 @@ impl<S: Source> Dialler<S> {
             Err(end) => end,
         };
         closing.code = Code::for_end(&end);
+        let path = closing.connection.stats().path;
+        tracing::debug!(
+            peer = %self.target.node,
+            rtt = ?path.rtt,
+            mtu = path.current_mtu,
+            sent_packets = path.sent_packets,
+            lost_packets = path.lost_packets,
+            mtu_black_holes = path.black_holes_detected,
+            "how the path was"
+        );
         Err(end)
     }
 
@@ -140,7 +157,6 @@ impl<S: Source> Dialler<S> {
         let (stream_out, stream_in) = connection.open_bi().await?;
         let mut reader = Reader::new(stream_in);
         let mut writer = Writer::new(stream_out);
-        let mut known_durable = hello.durable.lsn;
         let mut durable = self.source.durable();
         let mut sender = Sender::new(self.config.session.clone(), clock.now(), hello);
         let mut job: Option<JoinHandle<Result<Done, Fault>>> = None;
@@ -150,8 +166,7 @@ impl<S: Source> Dialler<S> {
                 sender.handle_timeout(now);
             }
             // The hello may have been made from newer state than what the watch has been told yet.
-            known_durable = known_durable.max(*durable.borrow_and_update());
-            sender.handle_durable(known_durable);
+            sender.handle_durable(sender.durable().max(*durable.borrow_and_update()));
             while let Some(event) = sender.poll_event() {
                 if let Some(started) = self.handle_event(event, now).await? {
                     assert!(job.is_none(), "a session is welcomed once, before it reads");
@@ -159,7 +174,7 @@ impl<S: Source> Dialler<S> {
                 }
             }
             if job.is_none() {
-                job = self.fill(&mut sender)?;
+                job = self.fill(&mut sender, &durable)?;
             }
             if writer.is_idle()
                 && let Some(frame) = sender.poll_transmit()
@@ -175,9 +190,9 @@ impl<S: Source> Dialler<S> {
                             backoff.reset();
                             tracing::info!(peer = %self.target.node, address = %connection.remote_address(), "the link is up");
                             self.changed(&LinkState::Streaming { address: connection.remote_address() });
-                            sender.handle_attached(clock.now());
+                            sender.handle_attached();
                         }
-                        Done::Read(batch) => sender.handle_records(batch),
+                        Done::Read(batch) => take(&mut sender, &durable, batch),
                     }
                 }
                 () = changed(&mut self.credentials) => self.recheck(connection)?,
@@ -219,10 +234,14 @@ impl<S: Source> Dialler<S> {
     }
 
     /// Gives the session what it wants, from memory at once or from the disk by a job.
-    fn fill(&self, sender: &mut Sender) -> Result<Option<JoinHandle<Result<Done, Fault>>>, End> {
+    fn fill(
+        &self,
+        sender: &mut Sender,
+        durable: &watch::Receiver<Lsn>,
+    ) -> Result<Option<JoinHandle<Result<Done, Fault>>>, End> {
         let Some(want) = sender.poll_want() else { return Ok(None) };
         if let Some(batch) = self.source.read_cached(want)? {
-            sender.handle_records(batch);
+            take(sender, durable, batch);
             return Ok(None);
         }
         let source = self.source.clone();

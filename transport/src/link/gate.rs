@@ -101,3 +101,73 @@ impl Session {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::Standing;
+    use super::*;
+    use engine::types::{Lsn, NodeId, Position};
+
+    /// Welcomes all but the group named "no", and counts what is appended.
+    #[derive(Default)]
+    struct Log(Mutex<Vec<Lsn>>);
+
+    impl Sink for Log {
+        fn hello(&self, _peer: &NodeName, hello: &Hello) -> Result<Welcome, Rebuff> {
+            match hello.name.as_str() {
+                "no" => Err(Rebuff::NoSpace),
+                _ => Ok(Welcome { node: NodeId::default(), durable: hello.durable, horizon: Lsn::ZERO }),
+            }
+        }
+
+        fn append(&self, _group: &GroupId, batch: Batch) -> Result<(), Rebuff> {
+            if batch.first == Lsn(13) {
+                return Err(Rebuff::Failed);
+            }
+            locked(&self.0).push(batch.first);
+            Ok(())
+        }
+
+        fn standing(&self, _group: &GroupId) -> watch::Receiver<Standing> {
+            watch::Sender::default().subscribe()
+        }
+    }
+
+    fn hello(name: &str) -> Hello {
+        Hello {
+            name: name.to_owned(),
+            group: GroupId::default(),
+            node: NodeId::default(),
+            history: Vec::new(),
+            durable: Position::default(),
+            first: Lsn(1),
+        }
+    }
+
+    fn batch(lsn: u64) -> Batch {
+        Batch { first: Lsn(lsn), last: Lsn(lsn), bytes: vec![bytes::Bytes::from_static(b"x")] }
+    }
+
+    /// R12: after a takeover nothing of the old session is appended, even if it does not know yet.
+    #[test]
+    fn the_session_welcomed_last_appends_alone() {
+        let (log, gates) = (Log::default(), Gates::default());
+        let peer = NodeName::new("east").expect("a name");
+        let open = |name: &str| gates.of("orders").open(&log, &peer, &hello(name));
+        let Ok((_, old)) = open("orders") else { panic!("welcome") };
+        assert!(old.append(&log, vec![batch(1), batch(2)]).is_ok());
+        // Refused, by the log: the old session is not replaced.
+        assert!(matches!(open("no"), Err(Rebuff::NoSpace)));
+        assert!(!old.takeover().has_changed().expect("the gate is there"));
+        assert!(old.append(&log, vec![batch(3)]).is_ok());
+        let Ok((_, new)) = open("orders") else { panic!("welcome") };
+        assert!(old.takeover().has_changed().expect("the gate is there"));
+        assert!(!new.takeover().has_changed().expect("the gate is there"));
+        assert!(matches!(old.append(&log, vec![batch(4)]), Err(Refused::Replaced)));
+        assert!(new.append(&log, vec![batch(5)]).is_ok());
+        // Behind a refused batch nothing is appended.
+        let refused = new.append(&log, vec![batch(6), batch(13), batch(14)]);
+        assert!(matches!(refused, Err(Refused::Rebuff(Rebuff::Failed))));
+        assert_eq!(*locked(&log.0), [1, 2, 3, 5, 6].map(Lsn));
+    }
+}

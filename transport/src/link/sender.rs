@@ -153,7 +153,7 @@ impl Sender {
     /// # Panics
     ///
     /// If there is no welcome to answer.
-    pub fn handle_attached(&mut self, _now: Now) {
+    pub fn handle_attached(&mut self) {
         if self.state == State::Closed {
             return;
         }
@@ -170,6 +170,12 @@ impl Sender {
     pub fn handle_durable(&mut self, durable: Lsn) {
         assert!(durable >= self.durable, "the durable LSN went back from {} to {durable}", self.durable);
         self.durable = durable;
+    }
+
+    /// The durable LSN that the session was last told.
+    #[must_use]
+    pub fn durable(&self) -> Lsn {
+        self.durable
     }
 
     /// What [`Sender::poll_want`] asked for.

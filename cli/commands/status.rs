@@ -1,0 +1,325 @@
+//! `landfall status`: how the node is, what lags, what somebody should look at.
+
+use crate::args::Global;
+use crate::control::api::{Group, Link, LinkState, Moment, Role, State, Status, Stretch};
+use crate::exit::Failure;
+use crate::human::{self, Table, clean};
+use crate::time;
+use crate::units::{Bytes, count, duration_ms};
+use engine::types::{Lsn, Timestamp};
+use std::fmt::Write as _;
+
+/// Carries it out.
+pub(crate) fn run(global: &Global) -> Result<(), Failure> {
+    let status = global.connect()?.status()?;
+    human::answer(global.form(), &status, |status| text(status, time::now()))
+}
+
+/// The answer for people.
+fn text(status: &Status, now: Timestamp) -> String {
+    let node = &status.node;
+    let mut out = String::new();
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        out.push_str(&clean(&text.to_string()));
+        out.push('\n');
+    };
+    line(format_args!(
+        "node {} ({}), up {}, process {}",
+        node.name,
+        node.version,
+        ago(node.since, now),
+        node.pid
+    ));
+    if let Some(listen) = node.listen {
+        line(format_args!("  replication  {listen}"));
+    }
+    for endpoint in &node.nbd {
+        line(format_args!("  nbd          {endpoint}"));
+    }
+    for group in &status.groups {
+        out.push('\n');
+        group_text(&mut out, group, now);
+    }
+    if !status.mounts.is_empty() {
+        let mut table = Table::new(&["MOUNT", "GROUP", "LSN", "TIME", "SERVED AT"]).right(&[0, 2]);
+        for mount in &status.mounts {
+            table.row(&[
+                mount.mount.0.to_string(),
+                mount.group.clone(),
+                mount.at.lsn.to_string(),
+                time::format(mount.at.time.0),
+                mount.endpoint.to_string(),
+            ]);
+        }
+        out.push('\n');
+        out.push_str(&table.render());
+    }
+    out
+}
+
+fn group_text(out: &mut String, group: &Group, now: Timestamp) {
+    let role = match group.role {
+        Role::Primary => "primary",
+        Role::Replica => "replica",
+    };
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        out.push_str(&clean(&text.to_string()));
+        out.push('\n');
+    };
+    line(format_args!("group {}: {role}, {}, epoch {}", group.name, state(&group.state), group.epoch));
+    for alarm in &group.alarms {
+        line(format_args!("  ! {alarm}"));
+    }
+    let mut positions = String::new();
+    let at = &group.positions;
+    let named = [
+        ("appended", Some(at.appended)),
+        ("durable", Some(at.durable)),
+        ("shipped", at.shipped),
+        ("replica-durable", at.replica_durable),
+        ("horizon", at.horizon),
+    ];
+    for (name, lsn) in named {
+        if let Some(Lsn(lsn)) = lsn {
+            let _ = write!(positions, "{}{name} {lsn}", if positions.is_empty() { "" } else { ", " });
+        }
+    }
+    line(format_args!("  positions    {positions}"));
+    line(format_args!("  log          {} of {}", Bytes(group.log.used_bytes), Bytes(group.log.limit_bytes)));
+    match &group.window {
+        Some(window) => line(format_args!(
+            "  points       {} ({}) to {} ({})",
+            window.horizon.lsn,
+            time::format(window.horizon.time.0),
+            window.latest.lsn,
+            time::format(window.latest.time.0)
+        )),
+        None => line(format_args!("  points       none")),
+    }
+    let mut links = Table::new(&["PEER", "LINK", "DURABLE", "LAG", "RTT"]).right(&[2]).indent(2);
+    let mut any = false;
+    let durable = |lsn: Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
+    for replica in &group.replicas {
+        any = true;
+        links.row(&[
+            &replica.name,
+            &link(&replica.link, now),
+            &durable(replica.durable),
+            &lag(replica.lag),
+            &rtt(&replica.link),
+        ]);
+    }
+    if let Some(primary) = &group.primary {
+        any = true;
+        let name = format!("{} (primary)", primary.name);
+        links.row(&[
+            &name,
+            &link(&primary.link, now),
+            &durable(primary.durable),
+            &lag(primary.lag),
+            &rtt(&primary.link),
+        ]);
+    }
+    if any {
+        out.push_str(&links.render());
+    }
+    for replica in &group.replicas {
+        for alarm in &replica.alarms {
+            let _ = writeln!(out, "  ! {}: {}", clean(&replica.name), clean(alarm));
+        }
+    }
+    if !group.volumes.is_empty() {
+        let mut volumes = Table::new(&["VOLUME", "SIZE", "EXPORT", "CONNECTIONS"]).right(&[1, 3]).indent(2);
+        for volume in &group.volumes {
+            volumes.row(&[
+                &volume.name,
+                &Bytes(volume.size_bytes).to_string(),
+                volume.export.as_deref().unwrap_or("-"),
+                &volume.connections.to_string(),
+            ]);
+        }
+        out.push_str(&volumes.render());
+    }
+}
+
+/// A state in words, with its reason.
+pub(crate) fn state(state: &State) -> String {
+    match state {
+        State::Starting => "starting".to_owned(),
+        State::Serving => "serving".to_owned(),
+        State::Stalled { reason } => format!("STALLED: {reason}"),
+        State::Following => "following".to_owned(),
+        State::Waiting => "waiting for a primary".to_owned(),
+        State::Fenced { epoch, by } => format!("FENCED by epoch {epoch}, told by {by}"),
+        State::Failed { reason } => format!("FAILED: {reason}"),
+    }
+}
+
+fn link(link: &Link, now: Timestamp) -> String {
+    let word = match link.state {
+        LinkState::Connected => "connected",
+        LinkState::Connecting => "connecting",
+        LinkState::Refused => "refused",
+    };
+    let since = link.since.map_or_else(String::new, |since| format!(" {}", ago(since, now)));
+    let reason = link.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    format!("{word}{since}{reason}")
+}
+
+fn rtt(link: &Link) -> String {
+    link.rtt_us.map_or_else(|| "-".to_owned(), |us| format!("{}.{}ms", us / 1_000, us % 1_000 / 100))
+}
+
+fn lag(lag: Stretch) -> String {
+    if lag.writes == 0 { "none".to_owned() } else { stretch(lag) }
+}
+
+/// `12 writes, 48 KiB, 340ms`.
+pub(crate) fn stretch(stretch: Stretch) -> String {
+    let noun = if stretch.writes == 1 { "write" } else { "writes" };
+    format!("{} {noun}, {}, {}", count(stretch.writes), Bytes(stretch.bytes), duration_ms(stretch.ms))
+}
+
+/// The time since a moment.
+pub(crate) fn ago(moment: Moment, now: Timestamp) -> String {
+    duration_ms(now.0.saturating_sub(moment.0.0) / 1_000_000)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::control::api::Endpoint;
+    use crate::control::api::{At, Log, Mount, MountId, Node, Positions, Replica, Upstream, Volume, Window};
+    use engine::types::Epoch;
+
+    const NOW: Timestamp = Timestamp(1_751_373_296_789_000_000);
+
+    fn before(seconds: u64) -> Moment {
+        Moment(Timestamp(NOW.0 - seconds * 1_000_000_000))
+    }
+
+    pub(crate) fn sample() -> Status {
+        let volume = Volume {
+            name: "data".to_owned(),
+            size_bytes: 10 << 30,
+            export: Some("db/data".to_owned()),
+            connections: 2,
+        };
+        let window = Window {
+            horizon: At { lsn: Lsn(7), time: before(3_600) },
+            latest: At { lsn: Lsn(90), time: before(1) },
+        };
+        let connected = Link {
+            state: LinkState::Connected,
+            since: Some(before(725)),
+            rtt_us: Some(12_345),
+            reason: None,
+        };
+        let group = Group {
+            name: "db".to_owned(),
+            id: Some("00ff".to_owned()),
+            role: Role::Primary,
+            state: State::Serving,
+            epoch: Epoch(3),
+            positions: Positions {
+                appended: Lsn(100),
+                durable: Lsn(99),
+                shipped: Some(Lsn(95)),
+                replica_durable: Some(Lsn(90)),
+                horizon: None,
+            },
+            replicas: vec![Replica {
+                name: "west".to_owned(),
+                address: "west:10900".to_owned(),
+                link: connected.clone(),
+                durable: Some(Lsn(90)),
+                lag: Stretch { writes: 1_234, bytes: 5 << 20, ms: 340 },
+                alarms: vec!["acknowledged less than before".to_owned()],
+            }],
+            primary: None,
+            volumes: vec![volume.clone()],
+            log: Log { used_bytes: 3 << 30, limit_bytes: 16 << 30 },
+            window: Some(window),
+            alarms: Vec::new(),
+        };
+        let other = Group {
+            name: "mail".to_owned(),
+            id: None,
+            role: Role::Replica,
+            state: State::Failed { reason: "fdatasync of 00000001.seg: I/O error".to_owned() },
+            positions: Positions { horizon: Some(Lsn(7)), ..Positions::default() },
+            replicas: Vec::new(),
+            primary: Some(Upstream {
+                name: "north".to_owned(),
+                link: Link {
+                    state: LinkState::Refused,
+                    since: None,
+                    rtt_us: None,
+                    reason: Some("a newer epoch 4 exists".to_owned()),
+                },
+                durable: None,
+                lag: Stretch::default(),
+            }),
+            volumes: Vec::new(),
+            window: None,
+            alarms: vec!["needs somebody".to_owned()],
+            ..group.clone()
+        };
+        Status {
+            node: Node {
+                name: "east".to_owned(),
+                id: "abcd".to_owned(),
+                version: "0.1.0".to_owned(),
+                pid: 42,
+                since: before(90_000),
+                listen: Some("127.0.0.1:10900".parse().unwrap()),
+                nbd: vec![Endpoint::Unix("/run/nbd.sock".into())],
+            },
+            groups: vec![group, other],
+            mounts: vec![Mount {
+                mount: MountId(1),
+                group: "db".to_owned(),
+                at: window.horizon,
+                endpoint: Endpoint::Tcp("127.0.0.1:1234".parse().unwrap()),
+                volumes: vec![volume],
+            }],
+        }
+    }
+
+    #[test]
+    fn status_reads_well() {
+        let expected = "\
+node east (0.1.0), up 1d 1h, process 42
+  replication  127.0.0.1:10900
+  nbd          /run/nbd.sock
+
+group db: primary, serving, epoch 3
+  positions    appended 100, durable 99, shipped 95, replica-durable 90
+  log          3 GiB of 16 GiB
+  points       7 (2025-07-01T11:34:56.789Z) to 90 (2025-07-01T12:34:55.789Z)
+  PEER  LINK              DURABLE  LAG                         RTT
+  west  connected 12m 5s       90  1,234 writes, 5 MiB, 340ms  12.3ms
+  ! west: acknowledged less than before
+  VOLUME    SIZE  EXPORT   CONNECTIONS
+  data    10 GiB  db/data            2
+
+group mail: replica, FAILED: fdatasync of 00000001.seg: I/O error, epoch 3
+  ! needs somebody
+  positions    appended 0, durable 0, horizon 7
+  log          3 GiB of 16 GiB
+  points       none
+  PEER             LINK                             DURABLE  LAG   RTT
+  north (primary)  refused: a newer epoch 4 exists        -  none  -
+
+MOUNT  GROUP  LSN  TIME                      SERVED AT
+    1  db       7  2025-07-01T11:34:56.789Z  127.0.0.1:1234
+";
+        assert_eq!(text(&sample(), NOW), expected);
+    }
+
+    #[test]
+    fn json_is_read_back() {
+        let json = serde_json::to_string(&sample()).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), sample());
+    }
+}

@@ -1,0 +1,574 @@
+//! The words of the control API: plain data, in JSON one object a line.
+//!
+//! Invariants:
+//! - [`VERSION`] is in every request and answer; within a version fields are only added;
+//! - a request with an unknown method or field is refused (a daemon never drops what it was asked for), an
+//!   answer's unknown fields are skipped;
+//! - units stand in the names: `_bytes`, `_ms`; moments are RFC 3339 in UTC; LSNs and epochs are numbers.
+//!
+//! The same objects are what `--json` prints.
+
+use crate::exit::{Code, Failure};
+use crate::point::Point;
+use crate::time;
+use engine::types::{Epoch, Lsn, Timestamp};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The version of this API.
+pub(crate) const VERSION: u32 = 1;
+
+macro_rules! as_number {
+    ($($module:ident for $name:ident),*) => {$(
+        /// Serialises the engine's number as a plain one.
+        pub(crate) mod $module {
+            use super::{$name, Deserialize, Deserializer, Serializer};
+
+            pub(crate) fn serialize<S: Serializer>(it: &$name, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_u64(it.0)
+            }
+
+            pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
+                u64::deserialize(deserializer).map($name)
+            }
+        }
+    )*};
+}
+
+as_number!(lsn for Lsn, epoch for Epoch);
+
+/// The same for an LSN that may be absent.
+mod some_lsn {
+    use super::{Deserialize, Deserializer, Lsn, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(it: &Option<Lsn>, serializer: S) -> Result<S::Ok, S::Error> {
+        it.map(|lsn| lsn.0).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Lsn>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Lsn))
+    }
+}
+
+/// A wall-clock time, in RFC 3339.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(pub(crate) Timestamp);
+
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&time::format_exact(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Moment, D::Error> {
+        time::parse(&String::deserialize(deserializer)?).map(Moment).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A request: `{"version":1,"method":"points","params":{"group":"db"}}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "method", content = "params", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// [`super::Operator::status`].
+    Status,
+    /// [`super::Operator::points`].
+    Points(OfGroup),
+    /// [`super::Operator::mount`].
+    Mount(MountRequest),
+    /// [`super::Operator::unmount`].
+    Unmount(OfMount),
+    /// [`super::Operator::plan_failover`].
+    PlanFailover(PlanRequest),
+    /// [`super::Operator::failover`].
+    Failover(Failover),
+}
+
+/// Parameters that name a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfGroup {
+    /// The group's name.
+    pub(crate) group: String,
+}
+
+/// Parameters that name a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfMount {
+    /// The mount.
+    pub(crate) mount: MountId,
+}
+
+/// Asks for a recovery point to be served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MountRequest {
+    /// The group.
+    pub(crate) group: String,
+    /// The point.
+    pub(crate) at: Point,
+    /// Where to serve it; a socket of the daemon's choice if absent.
+    #[serde(default)]
+    pub(crate) endpoint: Option<Endpoint>,
+    /// For how long.
+    #[serde(default)]
+    pub(crate) hold: Hold,
+}
+
+/// When a mount ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Hold {
+    /// With the control connection that asked for it, however that ends.
+    #[default]
+    Connection,
+    /// With `unmount`, or with the daemon.
+    UntilUnmount,
+}
+
+/// Where NBD clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Endpoint {
+    /// A unix socket's path.
+    Unix(PathBuf),
+    /// An address and port; port 0 in a request means any free one.
+    Tcp(SocketAddr),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Endpoint::Unix(path) => path.display().fmt(f),
+            Endpoint::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// What a failover would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PlanRequest {
+    /// The group.
+    pub(crate) group: String,
+    /// The point.
+    pub(crate) to: Point,
+}
+
+/// Asks for a failover: the figures of a [`Plan`] that somebody has agreed to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failover {
+    /// The group.
+    pub(crate) group: String,
+    /// [`Plan::to`], as a position: "latest" may have moved since somebody agreed.
+    #[serde(with = "lsn")]
+    pub(crate) to: Lsn,
+    /// [`Plan::epoch`]: whoever comes second with the same is refused.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+}
+
+/// A mount, while the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct MountId(pub(crate) u64);
+
+/// A recovery point, resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct At {
+    /// Its position.
+    #[serde(with = "lsn")]
+    pub(crate) lsn: Lsn,
+    /// When the record there was written, by its primary's clock.
+    pub(crate) time: Moment,
+}
+
+/// How much lies between two positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stretch {
+    /// Records.
+    pub(crate) writes: u64,
+    /// Bytes of the log.
+    pub(crate) bytes: u64,
+    /// Time between the two.
+    pub(crate) ms: u64,
+}
+
+/// Answer to `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// The daemon.
+    pub(crate) node: Node,
+    /// Its groups, by name.
+    pub(crate) groups: Vec<Group>,
+    /// Points that are being served.
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// The daemon itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Node {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its identity.
+    pub(crate) id: String,
+    /// The program's version.
+    pub(crate) version: String,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// When it started.
+    pub(crate) since: Moment,
+    /// Where it takes replication connections: the real port, also if 0 was configured.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where it serves its volumes.
+    pub(crate) nbd: Vec<Endpoint>,
+}
+
+/// A consistency group on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Group {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its identity; absent on a replica that has not heard from a primary yet.
+    pub(crate) id: Option<String>,
+    /// What this node is to it.
+    pub(crate) role: Role,
+    /// How it is.
+    pub(crate) state: State,
+    /// The epoch.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// Where the log stands.
+    pub(crate) positions: Positions,
+    /// The replicas, on a primary.
+    pub(crate) replicas: Vec<Replica>,
+    /// The primary, on a replica that knows one.
+    pub(crate) primary: Option<Upstream>,
+    /// The volumes.
+    pub(crate) volumes: Vec<Volume>,
+    /// The log's use of the disk.
+    pub(crate) log: Log,
+    /// The recovery points; absent while there is none.
+    pub(crate) window: Option<Window>,
+    /// What somebody should look at, in words.
+    pub(crate) alarms: Vec<String>,
+}
+
+/// What a node is to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Role {
+    /// It serves the group's volumes.
+    Primary,
+    /// It follows a primary.
+    Replica,
+}
+
+/// How a group is on this node. `{"name":"failed","reason":"..."}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub(crate) enum State {
+    /// The log is being read.
+    Starting,
+    /// A primary takes reads and writes.
+    Serving,
+    /// A primary takes no more writes until there is room.
+    Stalled {
+        /// What is full.
+        reason: String,
+    },
+    /// A replica has a log and takes more.
+    Following,
+    /// A replica has not heard from any primary yet.
+    Waiting,
+    /// A newer primary exists: this node takes no writes.
+    Fenced {
+        /// The newer epoch.
+        #[serde(with = "epoch")]
+        epoch: Epoch,
+        /// Who told.
+        by: String,
+    },
+    /// The log, the disk or the history gives no way on without somebody's help.
+    Failed {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// The positions of a log, in their order; see `engine::types`. Absent is what has no meaning in the role.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Positions {
+    /// The last record in this node's log file.
+    #[serde(with = "lsn")]
+    pub(crate) appended: Lsn,
+    /// The last that was synced here.
+    #[serde(with = "lsn")]
+    pub(crate) durable: Lsn,
+    /// The last handed to a link, to the replica that is furthest on.
+    #[serde(with = "some_lsn", default)]
+    pub(crate) shipped: Option<Lsn>,
+    /// The last that a replica acknowledged as durable, from the replica that is furthest on.
+    #[serde(with = "some_lsn", default)]
+    pub(crate) replica_durable: Option<Lsn>,
+    /// The oldest that can be selected as a recovery point.
+    #[serde(with = "some_lsn", default)]
+    pub(crate) horizon: Option<Lsn>,
+}
+
+/// One replica, as its primary sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Replica {
+    /// The node's name.
+    pub(crate) name: String,
+    /// Where it is dialled.
+    pub(crate) address: String,
+    /// The connection.
+    pub(crate) link: Link,
+    /// The last position that it acknowledged as durable; absent before its first answer.
+    #[serde(with = "some_lsn", default)]
+    pub(crate) durable: Option<Lsn>,
+    /// What it does not have yet.
+    pub(crate) lag: Stretch,
+    /// What somebody should look at, in words.
+    pub(crate) alarms: Vec<String>,
+}
+
+/// The primary, as a replica sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Upstream {
+    /// The node's name.
+    pub(crate) name: String,
+    /// The connection.
+    pub(crate) link: Link,
+    /// The last durable position that it told of.
+    #[serde(with = "some_lsn", default)]
+    pub(crate) durable: Option<Lsn>,
+    /// What it told of and this node does not have.
+    pub(crate) lag: Stretch,
+}
+
+/// A connection to another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    /// How it is.
+    pub(crate) state: LinkState,
+    /// Since when; absent if never otherwise.
+    pub(crate) since: Option<Moment>,
+    /// Round trip, while connected, in microseconds.
+    pub(crate) rtt_us: Option<u64>,
+    /// Why it is not connected.
+    pub(crate) reason: Option<String>,
+}
+
+/// How a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LinkState {
+    /// Records flow.
+    Connected,
+    /// Being dialled, or waited for.
+    Connecting,
+    /// The other side refused; tried again later.
+    Refused,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Volume {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its size.
+    pub(crate) size_bytes: u64,
+    /// The NBD export; absent while it is not served here.
+    pub(crate) export: Option<String>,
+    /// NBD connections to it.
+    pub(crate) connections: u32,
+}
+
+/// What the log takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Log {
+    /// On disk now.
+    pub(crate) used_bytes: u64,
+    /// At most.
+    pub(crate) limit_bytes: u64,
+}
+
+/// The recovery points, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    /// The oldest.
+    pub(crate) horizon: At,
+    /// The newest.
+    pub(crate) latest: At,
+}
+
+/// Answer to `points`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Points {
+    /// The group.
+    pub(crate) group: String,
+    /// The ends; absent while there is no point.
+    pub(crate) window: Option<Window>,
+    /// The reigns within it, oldest first.
+    pub(crate) reigns: Vec<Reign>,
+    /// The marks within it, oldest first.
+    pub(crate) marks: Vec<Mark>,
+    /// What a failover set aside.
+    pub(crate) branches: Vec<Branch>,
+}
+
+/// A stretch of the log that one primary wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reign {
+    /// The epoch.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// The node that wrote it, by name where known, else by identity.
+    pub(crate) node: String,
+    /// Its first position.
+    pub(crate) first: At,
+    /// Its last one so far.
+    pub(crate) last: At,
+}
+
+/// A named point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Where.
+    #[serde(flatten)]
+    pub(crate) at: At,
+    /// The name.
+    pub(crate) name: String,
+}
+
+/// Writes that a failover did not take over; kept until somebody commits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Branch {
+    /// The epoch that wrote them.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// The first.
+    pub(crate) first: At,
+    /// The last.
+    pub(crate) last: At,
+    /// How much it is.
+    #[serde(flatten)]
+    pub(crate) size: Stretch,
+}
+
+/// A point that is being served. Answer to `mount`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    /// Its number.
+    pub(crate) mount: MountId,
+    /// The group.
+    pub(crate) group: String,
+    /// The point.
+    pub(crate) at: At,
+    /// Where it is served.
+    pub(crate) endpoint: Endpoint,
+    /// The volumes, each with the export to ask for.
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// Answer to `plan_failover`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The group.
+    pub(crate) group: String,
+    /// What this node is to it now.
+    pub(crate) role: Role,
+    /// The point.
+    pub(crate) to: At,
+    /// The newest point.
+    pub(crate) latest: At,
+    /// The epoch that a failover would begin.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// (to, latest]: held here, set aside as a branch.
+    pub(crate) set_aside: Stretch,
+    /// What the primary is known to have beyond `latest`; it may have more.
+    pub(crate) not_received: Stretch,
+    /// When the primary was last heard.
+    pub(crate) last_contact: Option<Moment>,
+    /// What speaks against it, in words; such as a primary that is still connected.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Answer to `failover`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Promotion {
+    /// The group.
+    pub(crate) group: String,
+    /// The epoch that began.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// The point that was taken over.
+    pub(crate) to: At,
+    /// It had been done before; nothing was changed now.
+    pub(crate) already: bool,
+    /// How long it took, from the request on.
+    pub(crate) took_ms: u64,
+    /// Where the volumes are served.
+    pub(crate) nbd: Vec<Endpoint>,
+    /// The volumes, each with the export to ask for.
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// Why a request was not carried out; it changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Fault {
+    /// The kind, for programs.
+    pub(crate) code: FaultCode,
+    /// What happened, to what and why.
+    pub(crate) message: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<String>,
+}
+
+/// The kinds of [`Fault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FaultCode {
+    /// The request is not JSON of this contract.
+    BadRequest,
+    /// Another version of the contract.
+    Version,
+    /// No such group, point or mount.
+    NotFound,
+    /// The state does not allow it.
+    Refused,
+    /// Somebody else was first.
+    Conflict,
+    /// A limit is reached; later it may work.
+    Busy,
+    /// The machine would not.
+    Failed,
+    /// Data is damaged.
+    Corrupt,
+}
+
+impl Fault {
+    /// A fault without advice.
+    pub(crate) fn new(code: FaultCode, message: impl std::fmt::Display) -> Fault {
+        Fault { code, message: message.to_string(), next: None }
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Failure {
+        let code = match fault.code {
+            FaultCode::BadRequest | FaultCode::Version | FaultCode::Busy | FaultCode::Failed => Code::Failed,
+            FaultCode::NotFound | FaultCode::Refused | FaultCode::Conflict => Code::Refused,
+            FaultCode::Corrupt => Code::Corrupt,
+        };
+        Failure { code, what: fault.message, next: fault.next }
+    }
+}

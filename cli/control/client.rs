@@ -1,0 +1,126 @@
+//! The commands' side of the control socket: one connection, one question at a time.
+
+use super::api::{
+    Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest, Points,
+    Promotion, Request, Status, VERSION,
+};
+use crate::exit::{Code, Failure};
+use crate::point::Point;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The longest answer that is read.
+pub(crate) const MAX_ANSWER_BYTES: u64 = 64 << 20;
+
+/// How long an answer is waited for. A failover rebuilds its index from the log before it answers.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A connection to a daemon.
+pub(crate) struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    version: u32,
+    #[serde(flatten)]
+    request: &'a Request,
+}
+
+#[derive(serde::Deserialize)]
+struct Answer {
+    version: u32,
+    ok: Option<serde_json::Value>,
+    error: Option<Fault>,
+}
+
+impl Client {
+    /// Connects; code 5 if no daemon answers there.
+    pub(crate) fn connect(path: &Path) -> Result<Client, Failure> {
+        let stream = UnixStream::connect(path).map_err(|err| {
+            let what = format!("no daemon answers at {}: {err}", path.display());
+            let failure = Failure::new(Code::NoDaemon, what);
+            match err.kind() {
+                ErrorKind::PermissionDenied => failure.next("run the command as the user that the daemon runs as"),
+                _ => failure.next(
+                    "start it with `landfall agent` or `landfall replica`, or name its configuration with `--config`",
+                ),
+            }
+        })?;
+        let set = |stream: &UnixStream| {
+            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            stream.set_write_timeout(Some(Duration::from_secs(10)))
+        };
+        set(&stream).map_err(|err| broken(path, &err))?;
+        Ok(Client { stream: BufReader::new(stream), path: path.to_owned() })
+    }
+
+    /// [`super::Operator::status`].
+    pub(crate) fn status(&mut self) -> Result<Status, Failure> {
+        self.call(&Request::Status)
+    }
+
+    /// [`super::Operator::points`].
+    pub(crate) fn points(&mut self, group: &str) -> Result<Points, Failure> {
+        self.call(&Request::Points(OfGroup { group: group.to_owned() }))
+    }
+
+    /// [`super::Operator::mount`].
+    pub(crate) fn mount(&mut self, request: MountRequest) -> Result<Mount, Failure> {
+        self.call(&Request::Mount(request))
+    }
+
+    /// [`super::Operator::unmount`].
+    pub(crate) fn unmount(&mut self, mount: MountId) -> Result<(), Failure> {
+        self.call(&Request::Unmount(OfMount { mount }))
+    }
+
+    /// [`super::Operator::plan_failover`].
+    pub(crate) fn plan_failover(&mut self, group: &str, to: Point) -> Result<Plan, Failure> {
+        self.call(&Request::PlanFailover(PlanRequest { group: group.to_owned(), to }))
+    }
+
+    /// [`super::Operator::failover`].
+    pub(crate) fn failover(&mut self, request: Failover) -> Result<Promotion, Failure> {
+        self.call(&Request::Failover(request))
+    }
+
+    fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Failure> {
+        let mut line = serde_json::to_vec(&Envelope { version: VERSION, request })
+            .map_err(|err| Failure::failed(format_args!("the request cannot be written as JSON: {err}")))?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(|err| broken(&self.path, &err))?;
+        let mut answer = Vec::new();
+        let limited = &mut (&mut self.stream).take(MAX_ANSWER_BYTES);
+        limited.read_until(b'\n', &mut answer).map_err(|err| broken(&self.path, &err))?;
+        if answer.last() != Some(&b'\n') {
+            let why = if answer.is_empty() { "it closed the connection" } else { "its answer has no end" };
+            return Err(broken(&self.path, &why));
+        }
+        let answer: Answer = serde_json::from_slice(&answer).map_err(|err| broken(&self.path, &err))?;
+        match answer {
+            Answer { error: Some(fault), .. } => Err(fault.into()),
+            Answer { version, .. } if version != VERSION => Err(Fault::new(
+                FaultCode::Version,
+                format_args!(
+                    "the daemon at {} speaks version {version} of the control API, this program {VERSION}",
+                    self.path.display()
+                ),
+            )
+            .into()),
+            Answer { ok, .. } => {
+                serde_json::from_value(ok.unwrap_or_default()).map_err(|err| broken(&self.path, &err))
+            }
+        }
+    }
+}
+
+fn broken(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::failed(format_args!("the daemon at {} did not answer: {why}", path.display()))
+        .next("its own log says more; `landfall status` tells whether it is still there")
+}

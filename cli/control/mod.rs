@@ -1,0 +1,47 @@
+//! The control API: how the commands speak to a running daemon.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`api`] | the requests and answers, as data: the contract, also of `--json` |
+//! | [`client`] | one side of the socket: the commands |
+//! | [`server`] | the other side: the daemon, over anything that is an [`Operator`] |
+//!
+//! `cli/CONTROL.md` is the specification.
+
+pub(crate) mod api;
+pub(crate) mod client;
+pub(crate) mod server;
+
+pub(crate) use client::Client;
+pub(crate) use server::Server;
+
+use crate::point::Point;
+use api::{Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Status};
+
+/// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
+/// at a time; every method may block, and reports a refusal as a [`Fault`] without having changed anything.
+pub(crate) trait Operator: Send + Sync {
+    /// Everything that `landfall status` shows. Must answer while a group is failed, fenced or starting.
+    fn status(&self) -> Result<Status, Fault>;
+
+    /// The recovery points of a group.
+    fn points(&self, group: &str) -> Result<Points, Fault>;
+
+    /// Pins a point and serves it read-only over NBD until [`Operator::unmount`]. Whoever asked with
+    /// [`api::Hold::Connection`] is unmounted by the server when the connection ends.
+    fn mount(&self, request: &MountRequest) -> Result<Mount, Fault>;
+
+    /// Ends a mount and drops its pin. `not_found` if there is none, so that a second call tells.
+    fn unmount(&self, mount: MountId) -> Result<(), Fault>;
+
+    /// What [`Operator::failover`] to that point would do and cost. Changes nothing.
+    fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault>;
+
+    /// Makes this node the group's primary at a point, under `request.epoch`. Returns once writes are accepted
+    /// and the new epoch is durable. `conflict` if that epoch has been seen already; the same request repeated
+    /// after it succeeded answers with [`Promotion::already`] set.
+    fn failover(&self, request: &Failover) -> Result<Promotion, Fault>;
+}
+
+#[cfg(test)]
+mod tests;

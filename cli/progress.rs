@@ -1,0 +1,66 @@
+//! Progress of a long operation, on stderr: a bar with an estimate where that is a terminal, otherwise a line now
+//! and then.
+
+use crate::human::say;
+use crate::units::{Bytes, duration_ms};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Without a terminal: a line at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// One operation of a known number of bytes.
+pub(crate) struct Progress {
+    what: String,
+    total: u64,
+    done: u64,
+    started: Instant,
+    last_line: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Begins.
+    pub(crate) fn bytes(what: &str, total: u64) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+            let style = ProgressStyle::with_template(
+                "  {msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
+            );
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.set_message(what.to_owned());
+            bar
+        });
+        let now = Instant::now();
+        Progress { what: what.to_owned(), total, done: 0, started: now, last_line: now, bar }
+    }
+
+    /// So many more.
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.done += bytes;
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            let spent = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let left = spent.saturating_mul(self.total.saturating_sub(self.done)) / self.done.max(1);
+            say(format_args!(
+                "  {}: {} of {}, {} left",
+                self.what,
+                Bytes(self.done),
+                Bytes(self.total),
+                duration_ms(left)
+            ));
+        }
+    }
+}
+
+/// Takes the bar away; what came of it is said by whoever knows.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
