@@ -250,11 +250,7 @@ impl<S: Source> Link<S> {
     }
 
     /// Gives the session what it wants, from memory at once or from the disk by a job.
-    fn fill(
-        &self,
-        sender: &mut Sender,
-        durable: &watch::Receiver<Lsn>,
-    ) -> Result<Option<Job<Done>>, End> {
+    fn fill(&self, sender: &mut Sender, durable: &watch::Receiver<Lsn>) -> Result<Option<Job<Done>>, End> {
         let Some(want) = sender.poll_want() else { return Ok(None) };
         if let Some(batch) = self.dialler.source.read_cached(want)? {
             take(sender, durable, batch);
