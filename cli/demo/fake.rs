@@ -372,7 +372,7 @@ struct FakeLauncher(Arc<World>);
 impl Launcher for FakeLauncher {
     fn start(&self, command: &str, config: &Path, _log: &Path) -> Result<Box<dyn Process>, Failure> {
         let config = Config::load(config)?;
-        crate::certs::Identity::load(&config.node.certificates, &config.node.name)?;
+        crate::certs::load(&config.node.certificates, &config.node.name)?;
         crate::certs::make_dir(&config.node.data_dir)?;
         let role = if command == "agent" { Role::Primary } else { Role::Replica };
         let mut servers = BTreeMap::new();
