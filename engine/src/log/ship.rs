@@ -242,7 +242,9 @@ impl Log {
     /// [`ReadError`].
     pub fn tip_at(&self, lsn: Lsn) -> Result<Option<(Tip, u32, u64)>, ReadError> {
         let Some(segment) = self.line.iter().rev().find(|segment| segment.start.lsn <= lsn) else {
-            return Ok(None);
+            // A log that has no record yet still stands somewhere.
+            let empty = self.line.is_empty() && lsn == self.tip.lsn;
+            return Ok(empty.then_some((self.tip, 0, SEGMENT_HEADER_BYTES as u64)));
         };
         if lsn > segment.last {
             return Ok(None);
