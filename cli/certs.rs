@@ -164,7 +164,10 @@ pub(crate) fn ensure_node(authority: &Authority, node: &str, dir: &Path) -> Resu
 }
 
 /// What a node proves itself with, and whom it believes: loaded to be checked, before anything else is started.
-#[cfg_attr(not(test), expect(dead_code, reason = "the link and the front end read the same files their own way"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the link and the front end read the same files their own way")
+)]
 pub(crate) struct Identity {
     /// The authority's certificate.
     pub(crate) ca: CertificateDer<'static>,
