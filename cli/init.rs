@@ -138,8 +138,8 @@ fn template(arguments: &args::Init, node: &str) -> template::Template {
 fn host_name() -> String {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
-    let short = host.split('.').next().unwrap_or_default();
-    if check::valid_name(short) { short.to_owned() } else { "node".to_owned() }
+    let short = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    if check::valid_node_name(&short) { short } else { "node".to_owned() }
 }
 
 /// What `cert issue` answers.

@@ -97,14 +97,16 @@ impl World {
             .collect();
         let last = writes.len().saturating_sub(1);
         match self.sabotage {
-            Sabotage::LosesOne if volume == "journal" && !is_point => drop(writes.remove(last - 40)),
+            Sabotage::LosesOne if volume == "journal" && !is_point => {
+                let at = shown(&writes, |_| true);
+                writes.remove(at);
+            }
             Sabotage::TearsLast if volume == "journal" && !is_point => {
                 let half = writes[last].1.len() / 2;
                 writes[last].1.truncate(half);
             }
             Sabotage::Swaps if volume == "journal" && !is_point => {
-                let again = |later: &usize| writes[..*later].iter().any(|write| write.0 == writes[*later].0);
-                let later = (0..last - 40).rev().find(again).expect("some page was written twice");
+                let later = shown(&writes, |at| writes[..at].iter().any(|write| write.0 == writes[at].0));
                 let earlier = writes[..later].iter().rposition(|write| write.0 == writes[later].0).unwrap();
                 let swapped = writes[later].1.clone();
                 writes[later].1 = writes[earlier].1.clone();
@@ -152,6 +154,12 @@ impl World {
         };
         sizes.iter().map(volume).collect()
     }
+}
+
+/// A write, not among the newest, that is not overwritten later: its absence shows.
+fn shown(writes: &[(u64, Bytes)], wanted: impl Fn(usize) -> bool) -> usize {
+    let shows = |at: &usize| writes[at + 1..].iter().all(|later| later.0 != writes[*at].0);
+    (0..writes.len() - 40).rev().find(|at| shows(at) && wanted(*at)).expect("some write is not overwritten")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

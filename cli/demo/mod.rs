@@ -232,7 +232,7 @@ fn load(
     how_long: Duration,
     samples: &mut Vec<Sample>,
 ) -> Result<Running, Failure> {
-    let mut progress = Progress::bytes("writing", milliseconds_of(how_long + ALL_OUT));
+    let mut progress = Progress::milliseconds("writing", milliseconds_of(how_long + ALL_OUT));
     let started = Instant::now();
     let mut seen = 0;
     loop {

@@ -199,7 +199,7 @@ async fn a_takeover_waits_for_an_append_in_progress() {
     origin.all_acked().await;
     copy.block(true);
     origin.write(100, 1_000);
-    until("records are on their way", || origin.read_bytes() >= 200 * 1_012).await;
+    until("the append hangs", || copy.is_waiting()).await;
     drop(old);
     let _new = Link::dial(ca.node("east"), &origin, replica.address, quick_dial());
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -261,6 +261,41 @@ async fn a_stuck_group_does_not_hold_up_another() {
     stuck.all_acked().await;
     replica.copy(&stuck).invariant_equal(&stuck);
     replica.copy(&other).invariant_equal(&other);
+}
+
+/// R13: the disk of one group hangs at the replica while its primary dials again and again: that takes one thread,
+/// and another group has what it needs of the few there are.
+#[test]
+fn a_hanging_disk_holds_up_one_thread() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let ca = Ca::new();
+        let [hanging, other] = ["hanging", "other"].map(Origin::new);
+        let replica = Replica::start(&ca, &[&hanging, &other], quick_serve());
+        let mut hasty = quick_dial();
+        hasty.session.opening_ms = 50;
+        hanging.write(100, 1_000);
+        let link = Link::dial(ca.node("east"), &hanging, replica.address, quick_dial());
+        hanging.all_acked().await;
+        replica.copy(&hanging).block(true);
+        hanging.write(100, 1_000);
+        until("the append hangs", || replica.copy(&hanging).is_waiting()).await;
+        drop(link);
+        let _hasty = Link::dial(ca.node("east"), &hanging, replica.address, hasty);
+        until("it has dialled a few times", || hanging.told(|told| told.downs().len()) >= 10).await;
+        let _other = Link::dial(ca.node("east"), &other, replica.address, quick_dial());
+        other.write(100, 1_000);
+        other.all_acked().await;
+        assert_eq!(replica.copy(&hanging).received(), 100);
+        replica.copy(&hanging).block(false);
+        hanging.all_acked().await;
+        replica.copy(&hanging).invariant_equal(&hanging);
+    });
 }
 
 /// A replica that is behind reads from the primary's disk, on other threads.

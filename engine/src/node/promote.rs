@@ -84,7 +84,7 @@ impl Node {
         match self.state.role {
             Role::Primary => return self.promoted_before(at, epoch),
             Role::Fenced => return Err(PromoteError::Fenced { by: self.state.epoch_seen() }),
-            Role::Replica if !self.is_born() => return Err(PromoteError::Empty),
+            Role::Replica if self.log.tip().lsn == Lsn::ZERO => return Err(PromoteError::Empty),
             Role::Replica => {}
         }
         if let Some(failed) = &self.failed {
@@ -144,8 +144,15 @@ impl Node {
         };
         let body = encode_body(&Promoted { reign });
         let begun = self.append_control(now, epoch, Kind::Promote, VolumeId(0), &body);
-        begun.map_err(|error| failed(self, error.to_string()))?;
-        self.begun = true;
+        match begun {
+            Ok(()) => self.begun = true,
+            // A full replica can be promoted all the same: it serves reads, and writes once its disks are filled,
+            // which makes room.
+            Err(error) if error.is_no_space() => {
+                tracing::warn!(group = %self.config.name, %error, "no write is taken until there is room");
+            }
+            Err(error) => return Err(failed(self, error.to_string())),
+        }
         self.sync_now(now).map_err(PromoteError::Failed)?;
         self.prepare_hydration().map_err(|error| failed(self, error.to_string()))?;
         let primary_durable = self.last_primary.take().map(|last| last.durable);

@@ -69,6 +69,7 @@ pub fn open_with(
         group: GROUP,
         history: &history,
         own: &|_| facts.writer == Writer::Own,
+        branches: &[],
         start: facts.start,
         durable: facts.durable,
         headers_through: Lsn::ZERO,
