@@ -47,6 +47,7 @@ pub(crate) fn run<N: Node + 'static>(
     expect: Expect,
     start: impl FnOnce(&Config, Identity) -> Result<N, Failure>,
 ) -> Result<(), Failure> {
+    abort_on_panic();
     let signals = Signals::take()?;
     check(config, expect)?;
     let identity = Identity::load(&config.node.certificates, &config.node.name)?;
@@ -75,6 +76,17 @@ pub(crate) fn run<N: Node + 'static>(
     drop(control);
     node.stop();
     result
+}
+
+/// A panic is a mistake in this program, and whatever it was doing is in doubt: the process ends, whole and at
+/// once, and its supervisor starts it again. A kill at any moment is as good as a stop; a daemon that goes on with
+/// a thread missing is not.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn check(config: &Config, expect: Expect) -> Result<(), Failure> {

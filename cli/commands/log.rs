@@ -79,7 +79,6 @@ pub(crate) struct Verification {
 /// How a verification ended. `{"name":"torn","lsn":5,...}`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
-#[cfg_attr(not(test), expect(dead_code, reason = "made where the engine is joined"))]
 pub(crate) enum Outcome {
     /// Every record is whole.
     Clean,

@@ -100,7 +100,7 @@ fn link(link: &file::Link) -> Checked<Link> {
             Duration::from_millis(100),
             Duration::from_secs(3_600),
         )?,
-        max_mtu: within(link.max_mtu.as_ref(), 1_452, 1_200..=65_527)?,
+        max_mtu: within(link.max_mtu.as_ref(), 8_952, 1_200..=65_527)?,
         max_connections: within(link.max_connections.as_ref(), 64, 1..=65_536)?,
     })
 }
@@ -203,7 +203,7 @@ fn group(
         log_limit,
         segment,
         overlay_limit: size(group.overlay_limit.as_ref(), 256 * MIB, 64 * MIB, 64 * GIB, 1)?,
-        ship_delay: duration(group.ship_delay.as_ref(), "0ms", Duration::ZERO, Duration::from_secs(10))?,
+        ship_delay: duration(group.ship_delay.as_ref(), "5ms", Duration::ZERO, Duration::from_secs(10))?,
         retention: Retention {
             time: duration(
                 group.retention.time.as_ref(),

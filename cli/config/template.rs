@@ -113,8 +113,8 @@ key = {key}
 #heartbeat = "1s"
 #timeout = "10s"
 #max_backoff = "10s"
-# The largest datagram that is tried, in bytes: raise it where the whole path takes jumbo frames.
-#max_mtu = 1452
+# The largest datagram that is tried, in bytes; a path that carries less is found out by probing.
+#max_mtu = 8952
 # Incoming connections at the same time.
 #max_connections = 64
 "#
@@ -163,7 +163,7 @@ accept = [{accept}]
 # flush is lost with the region, and each one waits for a round trip).
 #ack = "local"
 # Durable writes may wait this long for others before they are sent.
-#ship_delay = "0ms"
+#ship_delay = "5ms"
 # The most that the log takes on disk, the size of one of its files, and what happens at the limit: "stall"
 # lets writes wait until a replica has caught up.
 #log_limit = "16GiB"

@@ -14,7 +14,7 @@
 //! - no lock is held while anything waits for the peer or the export;
 //! - the reader stops reading while the limits of [`Transmission`] are reached;
 //! - the end, whatever its reason: nothing is taken any more; what is in flight is answered, if the peer still
-//!   listens, within [`GRACE`]; the export is told by `detach`. Requests that were handed over take effect.
+//!   listens, within a time of grace; the export is told by `detach`. Requests that were handed over take effect.
 
 use super::handshake::Session;
 use super::inbox::Inbox;
@@ -31,12 +31,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a connection that ends waits for the answers to what is in flight.
-pub(super) const GRACE: Duration = Duration::from_secs(10);
-
 /// How often a thread that sends looks for more to send before it leaves that to the writer: a thread of the
 /// export has other connections to answer.
 const DIRECT_ROUNDS: usize = 4;
+
+/// The most bytes that a thread of the export begins to send: the rest of its work waits for the copying.
+const DIRECT_BYTES_OF_EXPORT: usize = 256 << 10;
 
 /// Stack of a writer: it moves bytes, and encrypts some.
 const WRITER_STACK_BYTES: usize = 256 << 10;
@@ -89,11 +89,13 @@ enum Life {
 }
 
 /// Serves a session until it ends. `arrived` is what came in behind the handshake. `started` gets the connection
-/// before the first request is taken, so that it can be stopped.
+/// before the first request is taken, so that it can be stopped. `grace` is how long the end waits for answers to what
+/// is in flight.
 pub(super) fn serve(
     wire: Wire,
     arrived: Vec<u8>,
     session: Session,
+    grace: Duration,
     started: impl FnOnce(&Arc<Connection>),
 ) -> io::Result<()> {
     let connection = Arc::new(Connection {
@@ -121,7 +123,7 @@ pub(super) fn serve(
         // Also if the export panics: the writer ends, the socket is closed, the export may forget us.
         let _end = End { connection: &connection, export: &*session.export, later: &later };
         connection.read(&*session.export, Inbox::new(arrived), &later);
-        connection.wait_for_the_rest();
+        connection.wait_for_the_rest(grace);
     }
     // It was told to end, and it waits for nothing but a socket that is closed.
     let _ = writer.join();
@@ -134,7 +136,7 @@ impl Connection {
         let mut state = self.lock();
         let State { transmission, queue, .. } = &mut *state;
         transmission.refuse_all(error, queue);
-        self.dispatch(state);
+        self.dispatch(state, usize::MAX);
         self.wire.stop_receiving();
     }
 
@@ -156,7 +158,7 @@ impl Connection {
         let mut need = REQUEST_HEADER_BYTES;
         loop {
             if inbox.len() < need {
-                match self.wire.receive(&mut receiver, inbox.fillable(need)) {
+                match self.wire.receive(&mut receiver, inbox.fillable(need), None) {
                     Ok(0) => {
                         tracing::debug!(torn_bytes = inbox.len(), "the client is gone");
                         return;
@@ -187,7 +189,7 @@ impl Connection {
                     let State { transmission, queue, .. } = &mut *state;
                     transmission.complete(ready.drain(..), queue);
                 }
-                self.dispatch(state);
+                self.dispatch(state, usize::MAX);
                 match next {
                     Next::Full => self.wait_for_room(),
                     other => break other,
@@ -209,13 +211,14 @@ impl Connection {
         }
     }
 
-    /// Sends what is queued, if nobody is at it: as far as that goes without waiting. The rest is the writer's.
-    fn dispatch<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+    /// Sends what is queued, if nobody is at it: as far as that goes without waiting, and only up to `at_most`
+    /// bytes. Otherwise it is the writer's.
+    fn dispatch<'a>(&'a self, mut state: MutexGuard<'a, State>, at_most: usize) {
         if !state.is_reachable() {
             state.queue.clear();
         }
         if state.sender == Sender::Nobody && !state.queue.is_empty() {
-            if self.wire.sends_now() {
+            if self.wire.sends_now() && state.queue.len() <= at_most {
                 state.sender = Sender::Direct;
                 state = self.send_directly(state);
             } else {
@@ -295,8 +298,8 @@ impl Connection {
     }
 
     /// Waits until everything in flight is answered and sent, or nobody is there to be told, or it takes too long.
-    fn wait_for_the_rest(&self) {
-        let deadline = Instant::now() + GRACE;
+    fn wait_for_the_rest(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
         let mut state = self.lock();
         state.reader_waits = true;
         while state.is_reachable() && (state.transmission.in_flight() > 0 || state.sender != Sender::Nobody) {
@@ -350,7 +353,7 @@ impl Later for Connection {
         let mut state = self.lock();
         let State { transmission, queue, .. } = &mut *state;
         transmission.complete(completions, queue);
-        self.dispatch(state);
+        self.dispatch(state, DIRECT_BYTES_OF_EXPORT);
     }
 }
 

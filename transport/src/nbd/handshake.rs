@@ -10,9 +10,10 @@
 //!
 //! Time is the caller's business: a handshake has a deadline, whatever the client does.
 
+use super::option::{Answer, Fields, Refusal, name_of, truncated};
 use super::proto::{
-    BASE_ALLOCATION, BASE_ALLOCATION_ID, EXPORT_NAME_PADDING, GREETING_MAGIC, MAX_STRING_BYTES,
-    OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, export_flag, handshake_flag, info, option, rep,
+    BASE_ALLOCATION, BASE_ALLOCATION_ID, EXPORT_NAME_PADDING, GREETING_MAGIC, OPTION_HEADER_BYTES,
+    OPTION_MAGIC, export_flag, handshake_flag, info, option, rep,
 };
 use super::request::{Access, Metadata, Replies, Terms};
 use crate::block::{Catalog, Export, Shape};
@@ -21,8 +22,9 @@ use std::sync::Arc;
 
 /// The most data of one option that is looked at.
 pub const MAX_OPTION_BYTES: u32 = 64 << 10;
-/// The smallest request that clients are asked to send, in bytes. Smaller ones work.
-pub const MIN_BLOCK_BYTES: u32 = 512;
+/// The smallest request, in bytes, and what offsets and lengths are multiples of. Exports take any alignment, and
+/// clients that keep to the letter of a larger minimum (libnbd does) could not copy an image of odd size.
+pub const MIN_BLOCK_BYTES: u32 = 1;
 /// The size whose multiples are served best, in bytes.
 pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 
@@ -102,15 +104,6 @@ enum Stage {
     /// An option is due, after this many bytes of an earlier one.
     Option { skip: u64 },
 }
-
-/// Answers to one option.
-struct Answer<'a> {
-    option: u32,
-    out: &'a mut Vec<u8>,
-}
-
-/// A refusal: the type of the reply, and a line for a person.
-type Refusal = (u32, &'static str);
 
 impl Handshake {
     /// Begins; `out` gets the greeting.
@@ -326,11 +319,8 @@ impl Handshake {
             answer.reply(rep::INFO, &[&info::DESCRIPTION.to_be_bytes(), text.as_bytes()]);
         }
         if asked_for(info::BLOCK_SIZE) {
-            // A size that is no multiple of the minimum would leave the client a tail that it must not read.
-            let aligned = terms.size.is_multiple_of(u64::from(MIN_BLOCK_BYTES));
-            let min = if aligned { MIN_BLOCK_BYTES } else { 1 };
             let [min, preferred, max] =
-                [min, PREFERRED_BLOCK_BYTES, MAX_REQUEST_BYTES].map(|size| size.to_be_bytes());
+                [MIN_BLOCK_BYTES, PREFERRED_BLOCK_BYTES, MAX_REQUEST_BYTES].map(u32::to_be_bytes);
             answer.reply(rep::INFO, &[&info::BLOCK_SIZE.to_be_bytes(), &min, &preferred, &max]);
         }
         Ok(session)
@@ -427,83 +417,4 @@ fn transmission_flags(terms: &Terms) -> u16 {
         Replies::Structured => SEND_DF,
     };
     all | access | replies
-}
-
-/// An export's name: a string of the specification.
-fn name_of(bytes: &[u8]) -> Result<&str, Refusal> {
-    let name = std::str::from_utf8(bytes).map_err(|_| (rep::ERR_INVALID, "a name that is not UTF-8"))?;
-    if name.len() > MAX_STRING_BYTES || name.contains('\0') {
-        return Err((rep::ERR_INVALID, "a name that is too long, or has NUL in it"));
-    }
-    Ok(name)
-}
-
-/// As much of a text as fits into a string of the specification.
-fn truncated(text: &str) -> &str {
-    let mut len = text.len().min(MAX_STRING_BYTES);
-    while !text.is_char_boundary(len) {
-        len -= 1;
-    }
-    &text[..len]
-}
-
-/// Fields of an option's data; each is checked against what is there.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], Refusal> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(MALFORMED)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Refusal> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(MALFORMED)?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
-    fn u16(&mut self) -> Result<u16, Refusal> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, Refusal> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, Refusal> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    /// A name behind its length.
-    fn name(&mut self) -> Result<&'a str, Refusal> {
-        let len = self.u32()?;
-        name_of(self.take(len as usize)?)
-    }
-
-    fn end(&self) -> Result<(), Refusal> {
-        if self.0.is_empty() { Ok(()) } else { Err(MALFORMED) }
-    }
-}
-
-const MALFORMED: Refusal = (rep::ERR_INVALID, "the option's data does not fit its length");
-
-impl Answer<'_> {
-    fn reply(&mut self, kind: u32, data: &[&[u8]]) {
-        let len: usize = data.iter().map(|part| part.len()).sum();
-        self.out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-        self.out.extend_from_slice(&self.option.to_be_bytes());
-        self.out.extend_from_slice(&kind.to_be_bytes());
-        self.out.extend_from_slice(&(len as u32).to_be_bytes());
-        data.iter().for_each(|part| self.out.extend_from_slice(part));
-    }
-
-    fn ack(&mut self) {
-        self.reply(rep::ACK, &[]);
-    }
-
-    fn refuse(&mut self, (kind, message): Refusal) {
-        tracing::debug!(option = self.option, message, "option refused");
-        self.reply(kind, &[message.as_bytes()]);
-    }
 }

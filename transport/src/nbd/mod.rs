@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`proto`] | the numbers of the specification |
 //! | [`handshake`] | the server's half of option haggling: bytes in, replies and a decision out |
+//! | `option` | the data of options, and the frames of their answers |
 //! | [`request`] | decoding and judging a request |
 //! | [`reply`] | encoding replies into an outgoing queue |
 //! | [`pending`] | the table of requests in flight |
@@ -38,6 +39,7 @@ mod connection;
 pub mod handshake;
 #[cfg(feature = "os")]
 mod inbox;
+mod option;
 pub mod pending;
 pub mod proto;
 pub mod reply;

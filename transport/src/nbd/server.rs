@@ -7,7 +7,7 @@
 //!   told so, they are cut off at once;
 //! - a socket file is removed only if nobody listens on it, or if it is our own.
 
-use super::connection::{self, Connection, GRACE};
+use super::connection::{self, Connection};
 use super::handshake::{Admission, Handshake, Session, Step, TlsPolicy};
 use super::proto::Errno;
 use super::wire::{self, Kind, Receiver, Wire};
@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 const MAX_TURNED_AWAY: usize = 16;
 /// Clients that wait to be accepted; the system may have a lower limit.
 const BACKLOG: i32 = 1024;
+/// Time for threads to end that have nothing left to wait for.
+const TAKE_DOWN: Duration = Duration::from_secs(2);
 /// Pause when the system has no descriptors or threads for another client.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -42,6 +44,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// A TCP peer that does not answer for this long is given up.
     pub dead_peer_timeout: Duration,
+    /// How long a connection that ends, for whatever reason, waits for the export to answer what is in flight.
+    pub grace: Duration,
 }
 
 impl Default for Config {
@@ -50,6 +54,7 @@ impl Default for Config {
             max_connections: 256,
             handshake_timeout: Duration::from_secs(10),
             dead_peer_timeout: Duration::from_secs(60),
+            grace: Duration::from_secs(10),
         }
     }
 }
@@ -206,7 +211,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop(Stop::Disconnect);
+        if self.shared.lock().stopping.is_none() {
+            self.stop(Stop::Disconnect);
+        }
     }
 }
 
@@ -292,7 +299,8 @@ impl Shared {
             .collect();
         drop(clients);
         connections.iter().for_each(|connection| dismiss(connection, how));
-        let deadline = Instant::now() + GRACE + GRACE / 2;
+        // A connection that has waited in vain still has to be taken down.
+        let deadline = Instant::now() + self.config.grace + TAKE_DOWN;
         let mut clients = self.lock();
         while !clients.here.is_empty() {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
@@ -367,10 +375,11 @@ fn attend(
     else {
         return Ok(());
     };
-    wire.set_deadline(None)?;
+    wire.wait_until(None)?;
     let name = session.name.clone();
     tracing::info!(client = id, export = name, terms = ?session.terms, "a client is attached");
-    connection::serve(wire, arrived, session, |connection| shared.started(id, connection))?;
+    let grace = shared.config.grace;
+    connection::serve(wire, arrived, session, grace, |connection| shared.started(id, connection))?;
     tracing::info!(client = id, export = name, "a client is gone");
     Ok(())
 }
@@ -395,9 +404,8 @@ fn negotiate(
     loop {
         let (used, step) = handshake.handle(&input, &*shared.catalog, shared.admission(admitted), &mut out);
         input.drain(..used);
-        wire.set_deadline(Some(deadline))?;
         if !out.is_empty() {
-            wire.send_all(&out)?;
+            wire.send_all(&out, deadline)?;
             out.clear();
         }
         match step {
@@ -406,7 +414,7 @@ fn negotiate(
                 if input.len() == input.capacity() {
                     input.reserve(input.len().max(4096));
                 }
-                if wire.receive(&mut receiver, &mut input)? == 0 {
+                if wire.receive(&mut receiver, &mut input, Some(deadline))? == 0 {
                     return Ok(None);
                 }
             }

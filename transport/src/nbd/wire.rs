@@ -86,8 +86,8 @@ impl Wire {
         Ok(Wire { tls: Some(Mutex::new(tls)), ..self })
     }
 
-    /// Bounds each receive and send that waits from now on; `None` for no bound.
-    pub(super) fn set_deadline(&self, deadline: Option<Instant>) -> io::Result<()> {
+    /// Bounds the next receive or send that waits; `None` for no bound, on any.
+    pub(super) fn wait_until(&self, deadline: Option<Instant>) -> io::Result<()> {
         let timeout = match deadline {
             None => None,
             Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
@@ -102,10 +102,16 @@ impl Wire {
     }
 
     /// Appends what has arrived to `into`, waiting for something if there is nothing; 0 at the end of the stream.
-    /// Takes about as much as `into` has spare capacity, of which there must be some.
-    pub(super) fn receive(&self, receiver: &mut Receiver, into: &mut Vec<u8>) -> io::Result<usize> {
+    /// Takes about as much as `into` has spare capacity, of which there must be some. `TimedOut` at the deadline,
+    /// also if the peer has sent pieces of a TLS record until then.
+    pub(super) fn receive(
+        &self,
+        receiver: &mut Receiver,
+        into: &mut Vec<u8>,
+        deadline: Option<Instant>,
+    ) -> io::Result<usize> {
         let Some(tls) = &self.tls else {
-            return self.receive_raw(into);
+            return self.receive_raw(into, deadline);
         };
         let before = into.len();
         match drain_plaintext(&mut lock(tls), into) {
@@ -119,7 +125,7 @@ impl Wire {
             receiver.ciphertext.reserve_exact(CIPHERTEXT_BYTES);
             // A stream that ends without TLS saying so was cut; for a block device that is an end like any other,
             // since a request that is not here whole is never applied.
-            if self.receive_raw(&mut receiver.ciphertext)? == 0 {
+            if self.receive_raw(&mut receiver.ciphertext, deadline)? == 0 {
                 return Ok(0);
             }
             let mut rest = &receiver.ciphertext[..];
@@ -165,16 +171,16 @@ impl Wire {
             let count = out.slices(&mut slices);
             let taken = encrypt(&mut lock(tls), &slices[..count], &mut ciphertext)?;
             out.advance(taken);
-            self.send_bytes(&ciphertext)?;
+            self.send_bytes(&ciphertext, None)?;
             ciphertext.clear();
         }
         Ok(())
     }
 
-    /// Sends bytes; for the handshake.
-    pub(super) fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
+    /// Sends bytes, until the deadline; for the handshake.
+    pub(super) fn send_all(&self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
         let Some(tls) = &self.tls else {
-            return self.send_bytes(bytes);
+            return self.send_bytes(bytes, Some(deadline));
         };
         let mut ciphertext = Vec::new();
         let mut rest = bytes;
@@ -182,7 +188,7 @@ impl Wire {
             let taken = encrypt(&mut lock(tls), &[IoSlice::new(rest)], &mut ciphertext)?;
             rest = &rest[taken..];
         }
-        self.send_bytes(&ciphertext)
+        self.send_bytes(&ciphertext, Some(deadline))
     }
 
     /// Nothing more is received; what has arrived still is.
@@ -205,8 +211,11 @@ impl Wire {
         close(&self.socket);
     }
 
-    fn receive_raw(&self, into: &mut Vec<u8>) -> io::Result<usize> {
+    fn receive_raw(&self, into: &mut Vec<u8>, deadline: Option<Instant>) -> io::Result<usize> {
         loop {
+            if deadline.is_some() {
+                self.wait_until(deadline)?;
+            }
             let spare = rustix::buffer::spare_capacity(into);
             match rustix::net::recv(&self.socket, spare, RecvFlags::empty()) {
                 Ok((received, _)) => return Ok(received),
@@ -240,8 +249,11 @@ impl Wire {
         Ok(())
     }
 
-    fn send_bytes(&self, mut bytes: &[u8]) -> io::Result<()> {
+    fn send_bytes(&self, mut bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         while !bytes.is_empty() {
+            if deadline.is_some() {
+                self.wait_until(deadline)?;
+            }
             match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(Errno::INTR) => {}
@@ -332,7 +344,7 @@ impl Read for Deadline<'_> {
         if !self.arrived.is_empty() {
             return self.arrived.read(buf);
         }
-        self.wire.set_deadline(Some(self.deadline))?;
+        self.wire.wait_until(Some(self.deadline))?;
         match rustix::net::recv(&self.wire.socket, buf, RecvFlags::empty()) {
             Ok((received, _)) => Ok(received),
             Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
@@ -343,11 +355,47 @@ impl Read for Deadline<'_> {
 
 impl Write for Deadline<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.wire.set_deadline(Some(self.deadline))?;
+        self.wire.wait_until(Some(self.deadline))?;
         Ok(rustix::net::send(&self.wire.socket, bytes, SendFlags::NOSIGNAL)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    /// N25: a peer that is dead is noticed, whether or not there is something to send to it.
+    #[test]
+    fn n25_dead_peers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = OwnedFd::from(listener.accept().unwrap().0);
+        prepare(&socket, Kind::Tcp, Duration::from_secs(40)).unwrap();
+        assert!(sockopt::tcp_nodelay(&socket).unwrap());
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 40_000);
+        let probes = sockopt::tcp_keepintvl(&socket).unwrap() * sockopt::tcp_keepcnt(&socket).unwrap();
+        let noticed = sockopt::tcp_keepidle(&socket).unwrap() + probes;
+        assert_eq!(noticed, Duration::from_secs(40));
+    }
+
+    #[test]
+    fn a_receive_with_a_deadline_ends() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let wire = Wire::plain(Arc::new(ours.into()));
+        let deadline = Instant::now() + Duration::from_millis(5);
+        let mut into = Vec::with_capacity(10);
+        for _ in 0..2 {
+            let error = wire.receive(&mut Receiver::default(), &mut into, Some(deadline)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        // More than the system buffers: a peer that reads nothing does not keep us either.
+        let error = wire.send_all(&vec![0; 32 << 20], Instant::now() + Duration::from_millis(5)).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
     }
 }

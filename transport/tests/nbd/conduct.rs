@@ -1,18 +1,19 @@
 //! N23 to N25: how the server deals with slow, numerous and dead clients, and with its own end.
 
-use crate::memory::{Bench, PAGE, Pace, Random};
+use crate::memory::{Bench, Memory, PAGE, Pace, Random, SIZE};
 use crate::raw::Raw;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 use transport::nbd::client::{Address, Answer, Client, Command, Durability};
 use transport::nbd::pending::MAX_IN_FLIGHT;
 use transport::nbd::proto::{Errno, command};
 use transport::nbd::request::Header;
 use transport::nbd::transmission::MAX_HELD_BYTES;
-use transport::nbd::{Stop, Tls};
+use transport::nbd::{Config, Stop, Tls};
 
 /// N23: a server that stops for good answers what is in flight with ESHUTDOWN, on every connection.
 #[test]
@@ -62,6 +63,22 @@ fn n23_stop_for_a_restart_answers_what_is_in_flight() {
         assert_eq!(client.collect().unwrap().1, Ok(Answer::Done));
     }
     assert_eq!(bench.disk.with(|state| state.requests), 50);
+}
+
+/// N23: an export that does not let go of a thread holds up the end for the time of grace, and no longer; its
+/// client is told.
+#[test]
+fn n23_stop_with_an_export_that_is_stuck() {
+    let config = Config { grace: Duration::from_millis(50), ..Config::default() };
+    let bench = Bench::with(Memory::new(SIZE, Pace::Stuck), config, Tls::Off);
+    let mut client = bench.client();
+    client.submit(&Command::Flush).unwrap();
+    bench.disk.wait_until(|state| state.stuck == 1);
+    assert_eq!(bench.server.stop(Stop::Refuse), 1);
+    assert_eq!(client.collect().unwrap().1, Err(Errno::Shutdown));
+    bench.disk.with(|state| state.pace = Pace::AtOnce);
+    bench.wait_for_connections(0);
+    assert_eq!(bench.disk.with(|state| state.detached), 1);
 }
 
 /// N24: clients that ask for much and read nothing stop themselves only, though one thread answers all of them.

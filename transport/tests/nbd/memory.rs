@@ -24,6 +24,8 @@ pub(crate) enum Pace {
     Later,
     /// Only what [`Memory::release`] lets go.
     Held,
+    /// `submit` does not come back before this changes, as when a log is full.
+    Stuck,
 }
 
 type Waiting = (Arc<dyn Later>, Vec<Request>);
@@ -43,6 +45,8 @@ pub(crate) struct State {
     waiting: VecDeque<Waiting>,
     pub(crate) requests: u64,
     pub(crate) detached: u64,
+    /// Requests that ever got stuck.
+    pub(crate) stuck: u64,
     pub(crate) panic_next: bool,
 }
 
@@ -60,6 +64,7 @@ impl Memory {
             waiting: VecDeque::new(),
             requests: 0,
             detached: 0,
+            stuck: 0,
             panic_next: false,
         };
         let memory = Arc::new(Memory { shape, state: Mutex::new(state), changed: Condvar::new() });
@@ -164,12 +169,16 @@ impl Export for Memory {
         let (pace, panics) = self.with(|state| (state.pace, std::mem::take(&mut state.panic_next)));
         assert!(!panics, "as the test wants it");
         let count = requests.len() as u64;
+        if pace == Pace::Stuck {
+            self.with(|state| state.stuck += count);
+            self.wait_until(|state| state.pace != Pace::Stuck);
+        }
         let mut waiting = Vec::new();
         for request in requests.drain(..) {
             self.check(&request);
             let plain = matches!(request.op, Op::Write { .. }) && !request.fua;
             match pace {
-                Pace::AtOnce => ready.push(self.carry_out(request)),
+                Pace::AtOnce | Pace::Stuck => ready.push(self.carry_out(request)),
                 Pace::Later if plain => ready.push(self.carry_out(request)),
                 Pace::Later | Pace::Held => waiting.push(request),
             }

@@ -232,3 +232,27 @@ fn n07_tcp_with_a_slow_reader() {
         slow.take(1 << 20);
     }
 }
+
+/// N08 under TLS: neither a record nor a TLS handshake that comes byte by byte keeps a handshake alive.
+#[test]
+fn n08_slow_handshakes_under_tls() {
+    let identity = Identity::new();
+    let config = Config { handshake_timeout: Duration::from_millis(500), ..Config::default() };
+    let tls = Tls::Offered(server(&identity, None));
+    let bench = Bench::with(Memory::new(SIZE, Pace::Later), config, tls);
+    let drip = |stream: &mut UnixStream| {
+        // The header of a long record; then its body, one byte at a time.
+        let _ = stream.write_all(&[0x17, 3, 3, 0x40, 0]);
+        while stream.write_all(&[0]).is_ok() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let raw = Raw::haggle(&bench.socket);
+    let mut raw = start_tls(raw, tls_client(&identity, None, &rustls::version::TLS13));
+    assert_eq!(raw.ask(option::LIST, &[]).len(), 2);
+    drip(&mut raw.stream.sock);
+    let mut raw = Raw::haggle(&bench.socket);
+    assert_eq!(raw.ask(option::STARTTLS, &[]).len(), 1);
+    drip(&mut raw.stream);
+    bench.wait_for_connections(0);
+}

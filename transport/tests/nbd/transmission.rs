@@ -180,9 +180,9 @@ fn n14_lost_with_answers_outstanding() {
         }
         bench.disk.release();
         if polite {
-            let mut answers = Vec::new();
-            raw.stream.read_to_end(&mut answers).unwrap();
-            assert_eq!(answers.len(), 100 * 16, "all are answered, the goodbye and what follows it is not");
+            // All are answered, the goodbye and what follows it is not.
+            raw.take(100 * 16);
+            raw.assert_closed();
         }
         bench.disk.wait_until(|state| state.detached == round as u64 + 1);
         for index in 0..100_u64 {
@@ -190,6 +190,22 @@ fn n14_lost_with_answers_outstanding() {
             assert_eq!(bench.disk.bytes(at, 8), index.to_be_bytes());
         }
     }
+}
+
+/// N14: a client that has said all it has to say, and still listens, gets its answers.
+#[test]
+fn n14_half_closed() {
+    let bench = Bench::new(Pace::Held);
+    let mut raw = Raw::simple(&bench.socket);
+    for cookie in 0..20 {
+        raw.request(command::FLUSH, 0, cookie, 0, 0);
+    }
+    raw.stream.shutdown(Shutdown::Write).unwrap();
+    bench.disk.wait_until(|state| state.requests == 20);
+    bench.disk.release();
+    let mut answers = Vec::new();
+    raw.stream.read_to_end(&mut answers).unwrap();
+    assert_eq!(answers.len(), 20 * 16);
 }
 
 /// N15: a wrong magic is the end; what came before it is carried out and answered, what comes behind is not.

@@ -11,29 +11,29 @@
 //! of held bytes in flight and nothing collected, both sides would wait for each other.
 
 mod disk;
+mod in_flight;
 mod negotiate;
 mod reconnect;
+mod stream;
 
 pub use disk::{Disk, Volume};
 pub use reconnect::{Reconnecting, Retry};
 
 use super::proto::{
-    self, CHUNK_HEADER_BYTES, Errno, REQUEST_HEADER_BYTES, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC, chunk, command, command_flag, export_flag,
+    CHUNK_HEADER_BYTES, Errno, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk,
+    command, command_flag, export_flag,
 };
 use super::request::Header;
 use bytes::Bytes;
 use engine::guest::{MAX_REQUEST_BYTES, Stretch};
+use in_flight::InFlight;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// The longest message of a server's error that is kept, in bytes.
-const MAX_MESSAGE_BYTES: u32 = proto::MAX_STRING_BYTES as u32;
+use stream::Stream;
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub enum Error {
     /// The server refused an option of the handshake.
     #[error("the server refuses ({code:#x}): {message}")]
     Refused {
-        /// One of [`proto::rep`]'s errors.
+        /// One of [`rep`](super::proto::rep)'s errors.
         code: u32,
         /// What it says about it.
         message: String,
@@ -174,17 +174,6 @@ struct Info {
     allocation: Option<u32>,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    header: Header,
-    /// The bytes of a read as they come.
-    data: Vec<u8>,
-    /// Which ranges of a read have come, relative to its offset: start and end.
-    covered: Vec<(u64, u64)>,
-    stretches: Vec<Stretch>,
-    error: Option<Errno>,
-}
-
 impl Client {
     /// Connects and enters transmission. Nothing waits longer than `timeout`, neither now nor later.
     ///
@@ -234,11 +223,9 @@ impl Client {
         if payload.is_empty() {
             stream.write_all(&header.encode())?;
         } else {
-            send_both(stream, &header.encode(), payload)?;
+            stream::send_both(stream, &header.encode(), payload)?;
         }
-        let data = if header.command == command::READ { vec![0; header.len as usize] } else { Vec::new() };
-        let in_flight = InFlight { header, data, covered: Vec::new(), stretches: Vec::new(), error: None };
-        self.in_flight.insert(cookie, in_flight);
+        self.in_flight.insert(cookie, InFlight::new(header));
         Ok(cookie)
     }
 
@@ -402,185 +389,4 @@ fn encode(cookie: u64, command: &Command) -> (Header, &[u8]) {
         Command::Status { offset, len } => (command::BLOCK_STATUS, 0, *offset, *len, &[][..]),
     };
     (Header { flags, command, cookie, offset, len }, payload)
-}
-
-fn send_both(stream: &mut Stream, head: &[u8; REQUEST_HEADER_BYTES], payload: &[u8]) -> io::Result<()> {
-    let slices = [io::IoSlice::new(head), io::IoSlice::new(payload)];
-    let sent = loop {
-        match stream.write_vectored(&slices) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => break other?,
-        }
-    };
-    let (head, payload) = match sent.checked_sub(head.len()) {
-        Some(sent) => (&[][..], &payload[sent..]),
-        None => (&head[sent..], payload),
-    };
-    stream.write_all(head)?;
-    stream.write_all(payload)
-}
-
-impl InFlight {
-    fn simple(&mut self, error: u32, stream: &mut impl Read) -> Result<(), Error> {
-        if error != 0 {
-            self.error = Some(Errno::from_code(error));
-        } else if self.header.command == command::READ {
-            stream.read_exact(&mut self.data)?;
-            self.covered.push((0, u64::from(self.header.len)));
-        }
-        Ok(())
-    }
-
-    fn chunk(
-        &mut self,
-        kind: u16,
-        len: u32,
-        allocation: Option<u32>,
-        stream: &mut impl Read,
-    ) -> Result<(), Error> {
-        let reads = self.header.command == command::READ;
-        match kind {
-            chunk::NONE if len == 0 => {}
-            chunk::OFFSET_DATA if reads && len > 8 => {
-                let start = self.cover(u64::from_be_bytes(array(stream)?), u64::from(len - 8))?;
-                stream.read_exact(&mut self.data[start..start + (len - 8) as usize])?;
-            }
-            chunk::OFFSET_HOLE if reads && len == 12 => {
-                let offset = u64::from_be_bytes(array(stream)?);
-                // The buffer was zeros from the start, and nothing else has covered this.
-                self.cover(offset, u64::from(u32::from_be_bytes(array(stream)?)))?;
-            }
-            chunk::BLOCK_STATUS
-                if self.header.command == command::BLOCK_STATUS && len > 4 && (len - 4).is_multiple_of(8) =>
-            {
-                let context = u32::from_be_bytes(array(stream)?);
-                if Some(context) != allocation {
-                    return Err(Error::Protocol("extents of a context that was not chosen"));
-                }
-                for _ in 0..(len - 4) / 8 {
-                    let len = u64::from(u32::from_be_bytes(array(stream)?));
-                    let flags = u32::from_be_bytes(array(stream)?);
-                    let both = proto::state::HOLE | proto::state::ZERO;
-                    self.stretches.push(Stretch { len, hole: flags & both == both });
-                    let sum: u64 = self.stretches.iter().map(|stretch| stretch.len).sum();
-                    if len == 0 || sum > u64::from(self.header.len) {
-                        return Err(Error::Protocol("extents that do not fit the request"));
-                    }
-                }
-            }
-            kind if kind & chunk::ERROR_BIT != 0 && (6..=MAX_MESSAGE_BYTES).contains(&len) => {
-                self.error = Some(Errno::from_code(u32::from_be_bytes(array(stream)?)));
-                let message = u64::from(len - 4);
-                if io::copy(&mut stream.take(message), &mut io::sink())? != message {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                }
-            }
-            _ => return Err(Error::Protocol("a chunk that does not fit the request")),
-        }
-        Ok(())
-    }
-
-    /// Takes note that a range of a read has come; returns its start in the buffer.
-    fn cover(&mut self, offset: u64, len: u64) -> Result<usize, Error> {
-        const OUTSIDE: Error = Error::Protocol("a chunk outside its request");
-        let start = offset.checked_sub(self.header.offset).ok_or(OUTSIDE)?;
-        let end = start.checked_add(len).filter(|end| *end <= u64::from(self.header.len)).ok_or(OUTSIDE)?;
-        if len == 0 || self.covered.iter().any(|range| start < range.1 && range.0 < end) {
-            return Err(Error::Protocol("chunks that overlap, or an empty one"));
-        }
-        // Chunks come in order as a rule, so this list has one entry.
-        match self.covered.last_mut() {
-            Some(last) if last.1 == start => last.1 = end,
-            _ => self.covered.push((start, end)),
-        }
-        Ok(start as usize)
-    }
-
-    fn finish(self) -> Result<Outcome, Error> {
-        if let Some(error) = self.error {
-            return Ok(Err(error));
-        }
-        let covered: u64 = self.covered.iter().map(|range| range.1 - range.0).sum();
-        match self.header.command {
-            command::READ if covered != u64::from(self.header.len) => {
-                Err(Error::Protocol("a read whose chunks leave a gap"))
-            }
-            command::READ => Ok(Ok(Answer::Data(self.data))),
-            command::BLOCK_STATUS if self.stretches.is_empty() => {
-                Err(Error::Protocol("block status without an extent"))
-            }
-            command::BLOCK_STATUS => Ok(Ok(Answer::Status(self.stretches))),
-            _ => Ok(Ok(Answer::Done)),
-        }
-    }
-}
-
-fn array<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    stream.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// A unix or TCP socket.
-#[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Stream {
-    fn connect(address: &Address, timeout: Duration) -> io::Result<Stream> {
-        let timeout = timeout.max(Duration::from_millis(1));
-        Ok(match address {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
-                Stream::Unix(stream)
-            }
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, timeout)?;
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
-                Stream::Tcp(stream)
-            }
-        })
-    }
-
-    fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.read(buf),
-            Stream::Tcp(stream) => stream.read(buf),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.write(bytes),
-            Stream::Tcp(stream) => stream.write(bytes),
-        }
-    }
-
-    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.write_vectored(slices),
-            Stream::Tcp(stream) => stream.write_vectored(slices),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,6 +1,7 @@
 //! The client's half of the handshake.
 
-use super::{Error, Info, Stream, array};
+use super::stream::{Stream, array};
+use super::{Error, Info};
 use crate::nbd::proto::{
     BASE_ALLOCATION, GREETING_MAGIC, MAX_STRING_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag,
     info, option, rep,

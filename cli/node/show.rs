@@ -1,0 +1,302 @@
+//! A node's reports in the words of the control API.
+
+use super::Node;
+use super::groups::{Group, LinkInfo};
+use crate::config::Config;
+use crate::control::api::{
+    At, Branch, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Moment, Node as ShownNode, Plan,
+    Points, Positions, Reign, Replica, Role, State, Status, Stretch, Upstream, Volume, Window,
+};
+use crate::point::Point;
+use crate::time;
+use engine::node::report::Report;
+use engine::state;
+use engine::types::{Lsn, Timestamp};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub(super) fn status(node: &Node) -> Status {
+    let mut groups: Vec<Shown> = node.groups.values().map(group).collect();
+    groups.extend(node.closed.iter().map(|(name, reason)| closed(name, reason)));
+    groups.sort_by(|a, b| a.name.cmp(&b.name));
+    Status {
+        node: ShownNode {
+            name: node.name.clone(),
+            id: node.id.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            since: Moment(node.since),
+            listen: node.listen,
+            nbd: node.nbd_at.clone(),
+        },
+        groups,
+        mounts: node.mounts.list(),
+    }
+}
+
+fn closed(name: &str, reason: &str) -> Shown {
+    Shown {
+        name: name.to_owned(),
+        id: None,
+        role: Role::Replica,
+        state: State::Failed { reason: reason.to_owned() },
+        epoch: Default::default(),
+        positions: Positions::default(),
+        replicas: Vec::new(),
+        primary: None,
+        volumes: Vec::new(),
+        log: Log::default(),
+        window: None,
+        alarms: Vec::new(),
+    }
+}
+
+fn group(group: &Arc<Group>) -> Shown {
+    let report = group.report();
+    let now = time::now();
+    let mut alarms: Vec<String> = Vec::new();
+    if let Some((done, all)) = report.hydration {
+        let percent = (done * 100).checked_div(all).unwrap_or(100);
+        alarms.push(format!(
+            "the volumes' disks are being filled, {percent} % done; reads and writes are served"
+        ));
+    }
+    if report.log_bytes * 10 > report.log_limit_bytes * 8 {
+        alarms.push("the log is nearly full: at its limit writes wait until a replica catches up".to_owned());
+    }
+    Shown {
+        name: report.name.clone(),
+        id: report.group.map(|id| id.to_string()),
+        role: match report.role {
+            state::Role::Replica => Role::Replica,
+            state::Role::Primary | state::Role::Fenced => Role::Primary,
+        },
+        state: state_of(&report),
+        epoch: report.epoch,
+        positions: positions(group, &report),
+        replicas: report.replicas.iter().map(|known| replica(group, known, now)).collect(),
+        primary: upstream(group, &report),
+        volumes: volumes(group, &report),
+        log: Log { used_bytes: report.log_bytes, limit_bytes: report.log_limit_bytes },
+        window: window(group, &report),
+        alarms,
+    }
+}
+
+fn state_of(report: &Report) -> State {
+    match (&report.failed, report.role) {
+        (Some(failed), _) => State::Failed { reason: failed.reason.clone() },
+        (None, state::Role::Fenced) => {
+            State::Fenced { epoch: report.fenced_by.unwrap_or_default(), by: "a newer primary".to_owned() }
+        }
+        (None, state::Role::Primary) if report.log_bytes >= report.log_limit_bytes => {
+            State::Stalled { reason: "the log is at its limit".to_owned() }
+        }
+        (None, state::Role::Primary) => State::Serving,
+        (None, state::Role::Replica) if report.group.is_none() => State::Waiting,
+        (None, state::Role::Replica) => State::Following,
+    }
+}
+
+fn positions(group: &Group, report: &Report) -> Positions {
+    let primary = report.role != state::Role::Replica;
+    let furthest = report.replicas.iter().map(|replica| replica.acknowledged).max();
+    let shipped = Lsn(group.shipped.load(Ordering::Relaxed)).max(furthest.unwrap_or_default());
+    Positions {
+        appended: report.appended,
+        durable: report.durable,
+        shipped: (primary && furthest.is_some()).then_some(shipped),
+        replica_durable: furthest.filter(|_| primary),
+        horizon: report
+            .points
+            .filter(|points| points.latest > Lsn::ZERO)
+            .map(|points| points.horizon.max(Lsn(1))),
+    }
+}
+
+fn link(info: Option<LinkInfo>) -> Link {
+    match info {
+        Some(info) => {
+            Link { state: info.state, since: Some(Moment(info.since)), rtt_us: None, reason: info.reason }
+        }
+        None => Link { state: LinkState::Connecting, since: None, rtt_us: None, reason: None },
+    }
+}
+
+fn replica(group: &Group, known: &engine::node::report::ReplicaReport, now: Timestamp) -> Replica {
+    let address = group.config.replicas.iter().find(|replica| replica.name == known.name);
+    Replica {
+        name: known.name.clone(),
+        address: address.map(|replica| replica.address.clone()).unwrap_or_default(),
+        link: link(group.links.of(&known.name)),
+        durable: (known.acknowledged > Lsn::ZERO).then_some(known.acknowledged),
+        lag: Stretch {
+            writes: known.lag_records,
+            bytes: known.lag_bytes.unwrap_or(0),
+            ms: known.lag_since.map_or(0, |since| ms_between(since, now)),
+        },
+        alarms: known.alarm.iter().cloned().collect(),
+    }
+}
+
+fn ms_between(earlier: Timestamp, later: Timestamp) -> u64 {
+    later.0.saturating_sub(earlier.0) / 1_000_000
+}
+
+fn upstream(group: &Group, report: &Report) -> Option<Upstream> {
+    if report.role != state::Role::Replica {
+        return None;
+    }
+    let (name, info) = group.upstream.newest()?;
+    let told = report.primary.map(|(durable, _)| durable);
+    let writes = told.map_or(0, |told| told.0.saturating_sub(report.durable.0));
+    Some(Upstream {
+        link: link(Some(info)),
+        name,
+        durable: told,
+        // What has not come cannot be weighed; its number is known.
+        lag: Stretch {
+            writes,
+            bytes: 0,
+            ms: if writes == 0 { 0 } else { report.primary.map_or(0, |(_, ms)| ms) },
+        },
+    })
+}
+
+pub(super) fn volumes(group: &Group, report: &Report) -> Vec<Volume> {
+    let serves = report.role == state::Role::Primary;
+    let connections = group.connections.lock().expect("no holder of the lock panics");
+    let shown = report.volumes.iter().map(|volume| Volume {
+        name: volume.name.clone(),
+        size_bytes: volume.size,
+        export: serves.then(|| Config::export(&report.name, &volume.name)),
+        connections: connections.get(&volume.name).map_or(0, |counter| counter.load(Ordering::Relaxed)),
+    });
+    shown.collect()
+}
+
+fn window(group: &Group, report: &Report) -> Option<Window> {
+    let points = report.points.filter(|points| points.latest > Lsn::ZERO)?;
+    Some(Window { horizon: group.at(points.horizon.max(Lsn(1))), latest: group.at(points.latest) })
+}
+
+/// The LSN that an operator means.
+pub(super) fn resolve(group: &Arc<Group>, point: Point) -> Result<Lsn, Fault> {
+    let found = group.engine.peek(|node| {
+        let at = match point {
+            Point::Latest => node.window().ok_or(engine::node::points::Error::NotKept)?.latest,
+            Point::Lsn(lsn) => lsn,
+            Point::Time(time) => node.point_at(time)?,
+        };
+        node.check_point(at).map(|_| at)
+    });
+    found.map_err(|error| no_point(group, &error))
+}
+
+pub(super) fn no_point(group: &Group, error: &engine::node::points::Error) -> Fault {
+    let mut fault = Fault::new(FaultCode::Refused, format_args!("group {}: {error}", group.config.name));
+    fault.next = Some(match error {
+        engine::node::points::Error::NotKept => "ask on a node that is its replica".to_owned(),
+        _ => format!("`landfall points list {}` shows what can be selected", group.config.name),
+    });
+    fault
+}
+
+pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
+    let report = group.report();
+    if report.points.is_none() && report.group.is_some() {
+        return Err(no_point(group, &engine::node::points::Error::NotKept));
+    }
+    let window = window(group, &report);
+    let horizon = report.points.map_or(Lsn::ZERO, |points| points.horizon);
+    let mut reigns = Vec::new();
+    for (index, reign) in report.history.iter().enumerate() {
+        let end = report.history.get(index + 1).map_or(report.durable, |next| next.branch.lsn);
+        let first = reign.branch.lsn.next().max(horizon);
+        if first <= end {
+            reigns.push(Reign {
+                epoch: reign.epoch,
+                node: reign.node.to_string(),
+                first: group.at(first),
+                last: group.at(end),
+            });
+        }
+    }
+    let branches = report.branches.iter().map(|branch| Branch {
+        epoch: branch.epoch,
+        first: At { lsn: branch.after.lsn.next(), time: Moment(Timestamp(0)) },
+        last: At { lsn: branch.last, time: Moment(Timestamp(0)) },
+        size: Stretch { writes: branch.last.0 - branch.after.lsn.0, bytes: 0, ms: 0 },
+    });
+    Ok(Points { group: report.name.clone(), window, reigns, marks: Vec::new(), branches: branches.collect() })
+}
+
+/// What a failover to a point would do and cost.
+pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
+    let report = group.report();
+    let refused = |message: &str| {
+        Fault::new(FaultCode::Refused, format_args!("group {}: {message}", group.config.name))
+    };
+    match report.role {
+        state::Role::Fenced => {
+            return Err(refused(
+                "this node is an old primary, fenced by a newer one; fail over to a replica",
+            ));
+        }
+        state::Role::Primary if report.history.len() == 1 => {
+            return Err(refused("this node is its primary already, and was from the beginning"));
+        }
+        state::Role::Primary => {
+            let reign = report.history.last().expect("a primary has a reign");
+            let (at, latest) = (reign.branch.lsn, group.at(reign.branch.lsn));
+            if let Point::Lsn(lsn) = to
+                && lsn != at
+            {
+                let message = format!(
+                    "this node is primary already, promoted at LSN {at}; another point can be mounted"
+                );
+                return Err(Fault::new(FaultCode::Conflict, message));
+            }
+            return Ok(Plan {
+                group: report.name.clone(),
+                role: Role::Primary,
+                to: latest,
+                latest,
+                epoch: report.epoch,
+                set_aside: Stretch::default(),
+                not_received: Stretch::default(),
+                last_contact: None,
+                warnings: vec!["this was done before; nothing will be changed".to_owned()],
+            });
+        }
+        state::Role::Replica => {}
+    }
+    let lsn = resolve(group, to)?;
+    let (at, latest) = (group.at(lsn), group.at(report.durable));
+    let bytes = group.engine.peek(|node| node.log().bytes_after(lsn)).unwrap_or(0);
+    let now = time::now();
+    let mut warnings = Vec::new();
+    if let Some((peer, link)) = group.upstream.newest().filter(|(_, link)| link.state == LinkState::Connected)
+    {
+        let since = time::format(link.since);
+        warnings.push(format!("the primary {peer} is connected, since {since}; it will be fenced"));
+    }
+    let not_received =
+        report.primary.map(|(durable, _)| durable.0.saturating_sub(report.durable.0)).unwrap_or(0);
+    let heard = report.primary.map(|(_, ms)| Moment(Timestamp(now.0.saturating_sub(ms * 1_000_000))));
+    Ok(Plan {
+        group: report.name.clone(),
+        role: Role::Replica,
+        to: at,
+        latest,
+        epoch: group.engine.peek(engine::node::Node::next_epoch),
+        set_aside: Stretch {
+            writes: report.durable.0 - lsn.0,
+            bytes,
+            ms: ms_between(at.time.0, latest.time.0),
+        },
+        not_received: Stretch { writes: not_received, bytes: 0, ms: 0 },
+        last_contact: heard,
+        warnings,
+    })
+}
