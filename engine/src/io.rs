@@ -55,6 +55,28 @@ pub trait Storage: Send + Sync {
     fn lock(&self, path: &str) -> Result<Box<dyn Send + Sync>>;
 }
 
+/// Makes a folder and its parents such that a power cut cannot take them, whoever made them and however far that
+/// came: a program that died between making a folder and syncing its name leaves one that only *looks* made, and
+/// everything that is later synced in it would go with it.
+///
+/// # Errors
+/// Of the storage.
+pub fn make_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
+    storage.create_dir(dir)?;
+    let Some((mut parent, _)) = dir.rsplit_once('/') else { return storage.sync_dir("") };
+    if dir.starts_with('/') {
+        // The folders above are the operator's.
+        return storage.sync_dir(if parent.is_empty() { "/" } else { parent });
+    }
+    loop {
+        storage.sync_dir(parent)?;
+        match parent.rsplit_once('/') {
+            Some((above, _)) => parent = above,
+            None => return storage.sync_dir(""),
+        }
+    }
+}
+
 /// An open file or block device.
 ///
 /// Implementations retry `EINTR` and short transfers; a caller sees all or an error. Concurrent calls are

@@ -17,11 +17,17 @@
 //!
 //! - [`trace`]: the log of a run, and the hash by which two runs are compared ([`hash`]).
 
+pub mod autopsy;
 pub mod clock;
 pub mod disk;
 pub mod hash;
+pub mod ledger;
 pub mod net;
+pub mod options;
 pub mod reference;
 pub mod rng;
+pub mod run;
 pub mod trace;
+pub mod watch;
 pub mod workload;
+mod world;

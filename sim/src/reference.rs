@@ -46,14 +46,14 @@ pub struct Operation {
 }
 
 impl Operation {
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         match &self.effect {
             Effect::Write(bytes) => bytes.len() as u64,
             Effect::Zeros(len) => *len,
         }
     }
 
-    fn apply(&self, image: &mut Image) {
+    pub(crate) fn apply(&self, image: &mut Image) {
         let range = self.offset as usize..(self.offset + self.len()) as usize;
         let target = &mut image[self.volume][range];
         match &self.effect {
@@ -365,12 +365,25 @@ impl Reference {
     #[must_use]
     pub fn may_read(&self, volume: usize, offset: u64, bytes: &[u8], from: Prefix) -> bool {
         let range = offset as usize..offset as usize + bytes.len();
-        if self.current[volume][range.clone()] == *bytes {
-            return true;
+        self.current[volume][range] == *bytes
+            || self.versions(volume, offset, bytes.len() as u64, from).iter().any(|version| version == bytes)
+    }
+
+    /// What a range of a volume has held from the state `from` to now, oldest first.
+    #[must_use]
+    pub fn versions(&self, volume: usize, offset: u64, len: u64, from: Prefix) -> Vec<Vec<u8>> {
+        let Some(first) = self.index(from) else { return Vec::new() };
+        let range = offset as usize..(offset + len) as usize;
+        let mut image = self.state(from);
+        let mut versions = vec![image[volume][range.clone()].to_vec()];
+        for entry in &self.entries[first..] {
+            let Operation { offset: at, volume: its, .. } = entry.operation;
+            entry.operation.apply(&mut image);
+            if its == volume && at < offset + len && offset < at + entry.operation.len() {
+                versions.push(image[volume][range.clone()].to_vec());
+            }
         }
-        let Some(first) = self.index(from) else { return false };
-        (first..self.entries.len())
-            .any(|index| self.state(Prefix(self.base.0 + index as u64))[volume][range.clone()] == *bytes)
+        versions
     }
 
     // -- how history goes on

@@ -590,7 +590,11 @@ impl Log {
             && self.line.len() > 1
         {
             let segment = self.line.remove(0);
-            self.folder.recycle(segment.slot, segment.file)?;
+            if segment.shared {
+                self.branches.push(segment);
+            } else {
+                self.folder.recycle(segment.slot, segment.file)?;
+            }
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ use super::scan::{Depth, Scan, Stop, headers_anywhere};
 use super::segment::{Folder, Found, Segment, Spare};
 use super::{Limits, Log, PAGE_BYTES, Place, open_folder, ship};
 use crate::io::{File, Storage};
+use crate::state::Branch;
 use crate::types::{Epoch, GroupId, Incarnation, Lsn, Reign};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Known<'a> {
     pub group: GroupId,
     /// The reigns of its main line, oldest first; empty for a log that never had a record.
     pub history: &'a [Reign],
+    /// What promotions left behind: no file that holds a record of these is used again.
+    pub branches: &'a [Branch],
     /// The reigns among them that this node wrote itself.
     pub own: &'a dyn Fn(Epoch) -> bool,
     /// Where the retained log begins.
@@ -291,6 +294,8 @@ impl Opening<'_> {
                 let (offset, stop) = (segment.end, Stop::Fault(Fault::Cut));
                 return Err(OpenError::Corrupt { lsn, path, offset, stop, proof: Proof::Length });
             }
+            let within = segment.header.first..=segment.last;
+            segment.shared = self.known.branches.iter().any(|branch| within.contains(&branch.after.lsn));
             stopped = Some((segment.slot, segment.end, stop));
             self.line.push(segment);
         }
@@ -372,14 +377,29 @@ impl Opening<'_> {
             let proof = Proof::Durable(durable);
             return Err(OpenError::Corrupt { lsn: missing, path, offset, stop, proof });
         }
-        let partial =
-            !matches!(stop, Stop::Full | Stop::NoSegment | Stop::Fault(Fault::Magic) | Stop::Break(_));
+        let partial = match stop {
+            Stop::Full | Stop::NoSegment | Stop::Break(_) => false,
+            Stop::Fault(Fault::Magic) => !self.is_blank_to_page_end(offset)?,
+            Stop::Fault(_) => true,
+        };
         if behind.records > 0 || partial {
             let records_behind = behind.records;
             self.report.torn = Some(Torn { lsn: missing, slot, offset, stop, records_behind });
         }
         self.report.unreadable = self.rest.iter().filter(|other| other.fault.is_some()).count() as u32;
         Ok(())
+    }
+
+    /// Whether the rest of the last page is blank, as an append leaves it. Where the page is yet to be written, a
+    /// file that is used again may hold anything.
+    fn is_blank_to_page_end(&self, offset: u64) -> Result<bool, OpenError> {
+        let Some(last) = self.line.last().filter(|_| !offset.is_multiple_of(PAGE_BYTES as u64)) else {
+            return Ok(true);
+        };
+        let end = offset.next_multiple_of(PAGE_BYTES as u64).min(last.header.len);
+        let mut rest = vec![0; (end - offset) as usize];
+        last.file.read_at(&mut rest, offset).map_err(self.io(last.slot))?;
+        Ok(rest.iter().all(|&byte| byte == 0))
     }
 
     /// Whole records of the last reign behind the place where the line ends: in that file, and in every file that
@@ -410,7 +430,12 @@ impl Opening<'_> {
             self.look(slot, &last.file, offset, last.header.len, &mut |header| note(header, None))?;
         }
         let start = SEGMENT_HEADER_BYTES as u64;
-        for candidate in self.candidates.iter().filter(|candidate| !self.is_branch(&candidate.header)) {
+        let last_epoch = self.known.history.last().map_or(Epoch(0), |reign| reign.epoch);
+        let of_the_line = |candidate: &&Candidate| {
+            let header = &candidate.header;
+            !(header.epoch < last_epoch && header.first > self.limit_of(header.epoch))
+        };
+        for candidate in self.candidates.iter().filter(of_the_line) {
             let Candidate { spare: Spare { slot, file }, header, len } = candidate;
             self.look(*slot, file, start, header.len.min(*len), &mut |header| note(header, None))?;
         }
@@ -446,10 +471,29 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Whether a segment holds only records that a promotion left behind.
-    fn is_branch(&self, header: &SegmentHeader) -> bool {
-        let last_epoch = self.known.history.last().map_or(Epoch(0), |reign| reign.epoch);
-        header.epoch < last_epoch && header.first > self.limit_of(header.epoch)
+    /// Whether a segment that is not part of the line may hold records of a branch, by what its header says.
+    fn may_be_branch(&self, header: &SegmentHeader) -> bool {
+        self.known.branches.iter().any(|branch| {
+            (branch.after.epoch..=branch.epoch).contains(&header.epoch) && header.first <= branch.last
+        })
+    }
+
+    /// Whether it does hold some.
+    fn is_branch(&self, candidate: &Candidate) -> Result<bool, OpenError> {
+        let Candidate { spare: Spare { slot, file }, header, len } = candidate;
+        let mut holds = false;
+        if self.may_be_branch(header) {
+            let len = header.len.min(*len);
+            self.look(*slot, file, SEGMENT_HEADER_BYTES as u64, len, &mut |record| {
+                holds |= record.epoch == header.epoch
+                    && self.known.branches.iter().any(|branch| {
+                        (branch.after.epoch..=branch.epoch).contains(&record.epoch)
+                            && record.lsn > branch.after.lsn
+                            && record.lsn <= branch.last
+                    });
+            })?;
+        }
+        Ok(holds)
     }
 
     fn finish(mut self, limits: Limits) -> Result<(Log, Report), OpenError> {
@@ -495,7 +539,7 @@ impl Opening<'_> {
         let mut branches = Vec::new();
         let mut free: Vec<Spare> = self.rest.drain(..).map(|other| other.spare).collect();
         for candidate in std::mem::take(&mut self.candidates) {
-            let is_branch = self.is_branch(&candidate.header);
+            let is_branch = self.is_branch(&candidate)?;
             let Candidate { spare, header, .. } = candidate;
             if is_branch {
                 let start = Tip { lsn: header.first.prev(), checksum: header.previous, ..Tip::default() };

@@ -9,7 +9,7 @@
 
 use super::chain::Tip;
 use super::format::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::io::{File, OpenMode, Storage};
+use crate::io::{File, OpenMode, Storage, make_dir};
 use crate::types::{Epoch, GroupId, Lsn, Timestamp};
 use std::io::{Error, IoSlice, Result};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub struct Segment {
     pub end: u64,
     /// The latest time that any of its records carries.
     pub last_time: Timestamp,
+    /// Behind the last record stand others that a branch still needs: the file is kept when the line is done with it.
+    pub(super) shared: bool,
     /// Some records and where they start, ascending.
     waypoints: Vec<(Lsn, u64, Tip)>,
 }
@@ -55,6 +57,7 @@ impl Segment {
             last: start.lsn,
             end,
             last_time: Timestamp(0),
+            shared: false,
             waypoints: Vec::new(),
         }
     }
@@ -92,6 +95,7 @@ impl Segment {
     /// Forgets what lies behind `lsn`, whose record ends at `end`.
     pub(super) fn cut(&mut self, lsn: Lsn, end: u64) {
         self.waypoints.retain(|&(at, ..)| at <= lsn);
+        self.shared |= end < self.end;
         self.last = lsn;
         self.end = end;
     }
@@ -142,7 +146,7 @@ pub(super) enum Found {
 impl Folder {
     /// Makes the folder if need be.
     pub(super) fn open(storage: Arc<dyn Storage>, dir: &str, segment_bytes: u64) -> Result<Folder> {
-        storage.create_dir(dir)?;
+        make_dir(&*storage, dir)?;
         Ok(Folder {
             storage,
             dir: dir.to_owned(),

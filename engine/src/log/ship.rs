@@ -241,17 +241,18 @@ impl Log {
     /// # Errors
     /// [`ReadError`].
     pub fn tip_at(&self, lsn: Lsn) -> Result<Option<(Tip, u32, u64)>, ReadError> {
-        let Some(segment) = self.line.iter().rev().find(|segment| segment.start.lsn <= lsn) else {
-            return Ok(None);
+        // The segment that holds the record, not the one that begins behind it: the place must be the record's end.
+        let Some(segment) = self.line.iter().rev().find(|segment| segment.header.first <= lsn) else {
+            // A log has its start even if it has no record there: a replica whose primary was lost at once.
+            let start = self.start();
+            let slot = self.line.first().map_or(0, |segment| segment.slot);
+            return Ok((lsn == start.lsn).then_some((start, slot, SEGMENT_HEADER_BYTES as u64)));
         };
         if lsn > segment.last {
             return Ok(None);
         }
+        let (offset, tip) = segment.place_before(lsn);
         let slot = segment.slot;
-        let (offset, tip) = match lsn == segment.start.lsn {
-            true => (SEGMENT_HEADER_BYTES as u64, segment.start),
-            false => segment.place_before(lsn),
-        };
         let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
         while scan.tip().lsn < lsn {
             step(&mut scan, slot, Depth::Headers)?;

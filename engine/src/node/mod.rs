@@ -226,8 +226,10 @@ impl Node {
         }
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        debug_assert!(self.waiters.back().is_none_or(|last| last.lsn <= lsn), "waiters come in LSN order");
-        self.waiters.push_back(Waiter { lsn, ticket });
+        // In LSN order, which is not that of a batch: its flush waits for all of it, a FUA write behind it only for
+        // itself.
+        let at = self.waiters.partition_point(|waiter| waiter.lsn <= lsn);
+        self.waiters.insert(at, Waiter { lsn, ticket });
         Some(ticket)
     }
 

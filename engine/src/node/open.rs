@@ -15,7 +15,7 @@ use crate::event::{
     FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body, encode_body,
 };
 use crate::index::{Index, Source};
-use crate::io::{File, OpenMode, Storage};
+use crate::io::{File, OpenMode, Storage, make_dir};
 use crate::log::chain::Tip;
 use crate::log::format::Header;
 use crate::log::recovery::{Known, OpenError, Report};
@@ -130,7 +130,7 @@ impl Node {
     /// [`Error`]; nothing that was there is lost or changed then.
     pub fn open(now: Now, storage: Arc<dyn Storage>, config: Config) -> Result<(Node, Report), Error> {
         let dir = config.dir.clone();
-        storage.create_dir(&dir).map_err(io(&dir))?;
+        make_dir(&*storage, &dir).map_err(io(&dir))?;
         if let Some(reason) = config.limits.log.fault() {
             return Err(Error::BadLimits { reason });
         }
@@ -293,9 +293,11 @@ fn load(
         let known = Known {
             group: state.group,
             history: &state.history,
+            branches: &state.branches,
             own: &own,
             start: state.start,
-            durable: state.durable,
+            // What was folded had been durable before: a log that ends below it has lost records.
+            durable: state.durable.max(state.horizon),
             headers_through,
             incarnation: state.incarnation,
         };
@@ -534,7 +536,7 @@ pub(crate) fn make_backing(
     spec: &VolumeSpec,
 ) -> Result<Arc<dyn File>, Error> {
     let dir = dir_of(path);
-    storage.create_dir(dir).map_err(io(dir))?;
+    make_dir(storage, dir).map_err(io(dir))?;
     let file = match storage.open(path, OpenMode::Create) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -574,7 +576,7 @@ pub(crate) fn make_target(
     spec: &VolumeSpec,
 ) -> Result<Arc<dyn File>, Error> {
     let dir = dir_of(path);
-    storage.create_dir(dir).map_err(io(dir))?;
+    make_dir(storage, dir).map_err(io(dir))?;
     let file = match storage.open(path, OpenMode::Write) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             storage.open(path, OpenMode::Create).map_err(io(path))?
@@ -607,7 +609,7 @@ pub(crate) fn open_base(
 ) -> Result<Arc<dyn File>, Error> {
     let dir = format!("{group_dir}/base");
     let path = format!("{dir}/{}.img", spec.name);
-    storage.create_dir(&dir).map_err(io(&dir))?;
+    make_dir(storage, &dir).map_err(io(&dir))?;
     let file = match storage.open(&path, OpenMode::Write) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             if presence == Presence::Expected {
@@ -650,6 +652,7 @@ pub fn examine(storage: Arc<dyn Storage>, dir: &str) -> Result<Examined, Error> 
     let known = Known {
         group: state.group,
         history: &state.history,
+        branches: &state.branches,
         own: &own,
         start: state.start,
         durable: state.durable,

@@ -84,7 +84,7 @@ impl Node {
         match self.state.role {
             Role::Primary => return self.promoted_before(at, epoch),
             Role::Fenced => return Err(PromoteError::Fenced { by: self.state.epoch_seen() }),
-            Role::Replica if !self.is_born() => return Err(PromoteError::Empty),
+            Role::Replica if self.log.tip().lsn == Lsn::ZERO => return Err(PromoteError::Empty),
             Role::Replica => {}
         }
         if let Some(failed) = &self.failed {
@@ -121,6 +121,8 @@ impl Node {
         let decided = self.update_state(now, |state| {
             assert!(state.role.may_become(Role::Primary), "the role was checked");
             state.role = Role::Primary;
+            // A reign that this node was told of, and that begins behind the point, is no part of this history.
+            state.history.retain(|past| past.branch.lsn <= at);
             state.history.push(reign);
             state.own.push(epoch);
             state.branches.extend(branch);
@@ -144,8 +146,15 @@ impl Node {
         };
         let body = encode_body(&Promoted { reign });
         let begun = self.append_control(now, epoch, Kind::Promote, VolumeId(0), &body);
-        begun.map_err(|error| failed(self, error.to_string()))?;
-        self.begun = true;
+        match begun {
+            Ok(()) => self.begun = true,
+            // A full replica can be promoted all the same: it serves reads, and writes once its disks are filled,
+            // which makes room.
+            Err(error) if error.is_no_space() => {
+                tracing::warn!(group = %self.config.name, %error, "no write is taken until there is room");
+            }
+            Err(error) => return Err(failed(self, error.to_string())),
+        }
         self.sync_now(now).map_err(PromoteError::Failed)?;
         self.prepare_hydration().map_err(|error| failed(self, error.to_string()))?;
         let primary_durable = self.last_primary.take().map(|last| last.durable);

@@ -40,6 +40,8 @@ const HYDRATE_STEP_BYTES: u64 = 4 << 20;
 const MAX_CATCH_UPS: u32 = 8;
 /// Segments retired by one fold.
 const FOLD_SEGMENTS: usize = 4;
+/// Segments that are kept free for what comes, by retiring points before the window's own limits say so.
+const FOLD_RESERVE_SEGMENTS: u64 = 2;
 /// The piece in which zeros are written where a guest wants its space kept.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -80,7 +82,7 @@ pub(crate) struct Work {
     catch_up: Option<CatchUp>,
     catch_ups: u32,
     next_checkpoint: Mono,
-    /// A job that could not be done for lack of space is not tried again before this.
+    /// No file is made ahead before this: there was no space for one.
     retry_at: Mono,
 }
 
@@ -383,10 +385,10 @@ impl Node {
                 self.unsynced_since = None;
                 Some(Job::Sync(sync))
             }
-            Lane::Bulk if self.work.bulk || now.mono < self.work.retry_at => None,
+            Lane::Bulk if self.work.bulk => None,
             Lane::Bulk => {
                 let job = self
-                    .poll_make()
+                    .poll_make(now)
                     .or_else(|| self.poll_apply(now))
                     .or_else(|| self.poll_checkpoint(now))
                     .or_else(|| self.poll_fold(now))
@@ -408,11 +410,7 @@ impl Node {
         let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
         let checkpoint = Some(self.work.next_checkpoint);
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
-        [ship, apply, checkpoint]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| retry.map_or(at, |retry| at.max(retry)))
+        [ship, apply, checkpoint, retry].into_iter().flatten().min()
     }
 
     /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.
@@ -527,7 +525,11 @@ impl Node {
         }
     }
 
-    fn poll_make(&mut self) -> Option<Job> {
+    fn poll_make(&mut self, now: Now) -> Option<Job> {
+        // What frees log files must not wait behind what cannot be had while none is freed.
+        if now.mono < self.work.retry_at {
+            return None;
+        }
         let wanted = match self.state.role {
             Role::Fenced => 0,
             Role::Primary | Role::Replica => self.config.limits.spare_segments,
@@ -663,17 +665,22 @@ impl Node {
         let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
         let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
         let mut bytes: u64 = segments.iter().map(|segment| segment.end).sum();
+        // Room for what comes goes before what was: a replica whose window fills its log would stand still for ever.
+        let limits = &self.config.limits.log;
+        let reserve = limits.log_bytes.saturating_sub(FOLD_RESERVE_SEGMENTS * limits.segment_bytes);
+        let mut used = self.log.used_bytes();
         let mut upto = None;
         // The last segment is being filled.
         for segment in segments.iter().take(segments.len().saturating_sub(1)).take(FOLD_SEGMENTS + 1) {
             let old = segment.last_time.0.saturating_add(retention.age_ns) < now.wall.0;
             if segment.last > keep
                 || segment.last > self.log.durable().lsn
-                || !(bytes > retention.bytes || old)
+                || !(bytes > retention.bytes || old || used > reserve)
             {
                 break;
             }
             bytes -= segment.end;
+            used -= segment.header.len;
             if segment.last > self.state.base {
                 upto = Some(segment.last);
             }

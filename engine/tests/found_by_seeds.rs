@@ -1,0 +1,105 @@
+//! Bugs that seeds of the simulator found, each as the smallest story that shows it.
+
+mod common;
+
+use bytes::Bytes;
+use common::{A, Driven, TempDir, primary_config, replica_config, replicate};
+use engine::guest::{Op, Request};
+use engine::node::config::Config;
+use engine::node::primary::Submitted;
+use engine::types::{Epoch, Lsn, NodeId};
+
+fn pair() -> (TempDir, TempDir, Driven, Driven) {
+    let (here, there) = (TempDir::new(), TempDir::new());
+    let primary = Driven::open(here.storage(), primary_config("orders")).expect("a new group");
+    let replica = Driven::open(there.storage(), replica_config("orders")).expect("a new replica");
+    (here, there, primary, replica)
+}
+
+/// Seed 225: the place of a segment's last record was taken for the start of the next segment, and the cut made
+/// the records before the promotion unreadable.
+#[test]
+fn r16_promotion_at_the_last_record_of_a_segment_keeps_what_lies_before() {
+    let (_here, _there, mut primary, mut replica) = pair();
+    let block = [7; 4096];
+    while primary.node.segments().len() < 3 {
+        primary.write(A, 0, &block).expect("there is room");
+    }
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut replica);
+    let at = replica.node.segments()[1].header.first.prev();
+    let expected = replica.read_point(A, at);
+    replica.node.promote(replica.now, at, Epoch(2)).expect("promoted");
+    assert_eq!(replica.read(A, 0, 1 << 20).expect("it serves"), expected);
+    assert_eq!(replica.read_point(A, Lsn(at.0 - 2)).len(), expected.len());
+}
+
+/// Seed 35: a flush waits for its whole batch, a FUA write behind it in the batch only for itself.
+#[test]
+fn w14_a_flush_before_a_fua_write_in_one_batch() {
+    let (_here, _there, mut primary, _) = pair();
+    let mut out = Submitted::default();
+    let mut batch = vec![
+        Request { cookie: 1, op: Op::Flush, fua: false },
+        Request { cookie: 2, op: Op::Write { offset: 0, data: Bytes::from(vec![1; 512]) }, fua: true },
+    ];
+    let now = primary.now();
+    primary.node.submit(now, A, &mut batch, &mut out);
+    assert_eq!(out.waiting.len(), 2, "both wait");
+    primary.sync();
+    assert_eq!(primary.node.take_answers().len(), 2, "both are answered by one sync");
+}
+
+/// Seed 25: a replica that was born and never got a record follows the next primary.
+#[test]
+fn r08_a_replica_without_a_record_follows_a_new_primary() {
+    let (_here, _unused, mut primary, _) = pair();
+    let (there, third) = (TempDir::new(), TempDir::new());
+    let config =
+        Config { replicas: vec!["west".to_owned()], node: NodeId([3; 16]), ..replica_config("orders") };
+    let mut replica = Driven::open(there.storage(), config).expect("a new replica");
+    let mut late = Driven::open(third.storage(), replica_config("orders")).expect("a new replica");
+    let hello = primary.node.hello().expect("it is primary");
+    let now = late.now();
+    late.node.accept(now, &hello).expect("it is welcome");
+    assert!(late.node.promote(late.now, Lsn::ZERO, Epoch(2)).is_err(), "there is nothing to promote");
+    primary.write(A, 0, &[1; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut replica);
+    let at = replica.node.durable().lsn;
+    replica.node.promote(replica.now, at, Epoch(2)).expect("promoted");
+    replicate(&mut replica, &mut late);
+    assert_eq!(late.node.durable(), replica.node.durable());
+}
+
+/// Seed 185: a replica that had adopted a reign, but none of its records, was promoted below that reign's branch:
+/// its history went back, every replica refused it, and its next start read beyond the promotion.
+#[test]
+fn r10_a_promotion_below_an_adopted_branch_leaves_that_reign_out() {
+    let (_here, _unused, mut primary, _) = pair();
+    let (there, third) = (TempDir::new(), TempDir::new());
+    let config = |node| Config {
+        replicas: vec!["west".to_owned()],
+        node: NodeId([node; 16]),
+        ..replica_config("orders")
+    };
+    let mut first = Driven::open(there.storage(), config(3)).expect("a new replica");
+    let mut second = Driven::open(third.storage(), config(4)).expect("a new replica");
+    primary.write(A, 0, &[1; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut second);
+    let behind = second.node.durable().lsn;
+    primary.write(A, 0, &[2; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut first);
+    let at = first.node.durable().lsn;
+    first.node.promote(first.now, at, Epoch(2)).expect("promoted");
+    let hello = first.node.hello().expect("it is primary");
+    let now = second.now();
+    second.node.accept(now, &hello).expect("it is welcome, though nothing was sent");
+    second.node.promote(second.now, behind, Epoch(3)).expect("promoted");
+    assert!(second.node.history().is_sorted_by_key(|reign| reign.branch.lsn), "{:?}", second.node.history());
+    drop(second);
+    let reopened = Driven::open(third.storage(), config(4)).expect("it opens");
+    assert_eq!(reopened.node.history().len(), 2);
+}

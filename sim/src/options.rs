@@ -1,0 +1,338 @@
+//! Everything that a run depends on, as data: equal options give equal runs.
+//!
+//! [`Options::swarm`] draws them from a seed, with many kinds of faults off in any one run; a scenario file writes
+//! them down; shrinking takes pieces away.
+
+use crate::clock::{Span, Time};
+use crate::disk::{Call, Errno, Latency, Side};
+use crate::net::Link;
+use crate::rng::{PPM, Rng};
+use crate::trace::Keep;
+use crate::workload::{Alignment, Profile};
+use engine::log;
+use engine::node::config::{AckPolicy, Limits, OnFull, Retention};
+use transport::link::session;
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of everything random that is not written down here.
+    pub seed: u64,
+    /// Nodes, each in a region of its own; the first is the first primary.
+    pub nodes: Vec<NodeOptions>,
+    /// What guests do; the group's volumes are in it.
+    pub workload: Profile,
+    /// The most requests of the guests of one primary.
+    pub max_requests: u64,
+    /// The most requests that a guest hands over at once.
+    pub max_batch: usize,
+    /// Of the engine.
+    pub limits: Limits,
+    /// Of the engine.
+    pub retention: Retention,
+    /// Of the engine.
+    pub ack: AckPolicy,
+    /// Of the engine.
+    pub on_full: OnFull,
+    /// Of the sessions.
+    pub session: session::Config,
+    /// Between all regions.
+    pub link: Link,
+    /// How long the phase with faults lasts.
+    pub faulty: Span,
+    /// How long the quiet phase may last until everything has converged.
+    pub healing: Span,
+    /// What happens, in order of time.
+    pub events: Vec<Planned>,
+    /// The mean time between two looks at a random node.
+    pub probe_every: Span,
+    /// What is kept of the trace.
+    pub keep: Keep,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// Its name.
+    pub name: String,
+    /// Its region, for the report.
+    pub region: String,
+    /// Its disk.
+    pub latency: Latency,
+}
+
+/// Something that happens at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// When.
+    pub at: Time,
+    /// What.
+    pub event: Event,
+}
+
+/// What a region, a link, a disk or an operator does to a group. Nodes are numbers from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the nodes, the spans and the shares that the words name")]
+pub enum Event {
+    /// The power fails, and comes back after `off`.
+    PowerCut { node: usize, off: Span },
+    /// The power fails at the n-th call from now that changes something.
+    PowerCutAt { node: usize, n: u64, side: Side, off: Span },
+    /// The process is killed and started again.
+    Kill { node: usize, down: Span },
+    /// The process is stopped in an orderly way and started again.
+    Restart { node: usize, down: Span },
+    /// One direction between two nodes fails.
+    Cut { from: usize, to: usize, span: Span },
+    /// A node reaches no other.
+    Isolate { node: usize, span: Span },
+    /// Every connection breaks.
+    Reset,
+    /// One end of each connection gives up, the other gets old frames for so long.
+    Abandon { late: Span },
+    /// Connections stand still.
+    Stall { span: Span },
+    /// Links lose this share of frames.
+    Loss { ppm: u32, span: Span },
+    /// The n-th call of a kind fails on files whose path, within the group's folder, begins so.
+    DiskError { node: usize, call: Call, path: String, n: u64, errno: Errno },
+    /// The disk is full but for so many bytes.
+    DiskFull { node: usize, room: u64, span: Span },
+    /// Each call takes so much longer, and one in a hundred a hundred times that.
+    SlowDisk { node: usize, extra: Span, span: Span },
+    /// A bit flips in a synced sector of a log file.
+    Rot { node: usize },
+    /// A write to the log is lost or goes elsewhere, with a report of success.
+    LyingDisk { node: usize, n: u64, by: i64 },
+    /// The wall clock jumps.
+    ClockJump { node: usize, ns: i64 },
+    /// The wall clock drifts.
+    ClockDrift { node: usize, ppm: i32 },
+    /// An operator promotes a node, at this share of its window.
+    Promote { node: usize, at_ppm: u32 },
+    /// A node's disk is lost and replaced by an empty one.
+    Wipe { node: usize },
+    /// A point is opened, and closed after a while.
+    Pin { node: usize, at_ppm: u32, span: Span },
+    /// The guests of a node read nothing and write this: an attacker's pass over the volumes.
+    Scramble,
+}
+
+impl Event {
+    /// Its name, for counters and reports.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::PowerCut { .. } => "power cut",
+            Event::PowerCutAt { .. } => "power cut at a call",
+            Event::Kill { .. } => "kill",
+            Event::Restart { .. } => "restart",
+            Event::Cut { .. } => "one-way cut",
+            Event::Isolate { .. } => "isolation",
+            Event::Reset => "reset of connections",
+            Event::Abandon { .. } => "abandoned connections",
+            Event::Stall { .. } => "stalled connections",
+            Event::Loss { .. } => "lossy links",
+            Event::DiskError { .. } => "disk error",
+            Event::DiskFull { .. } => "full disk",
+            Event::SlowDisk { .. } => "slow disk",
+            Event::Rot { .. } => "rot",
+            Event::LyingDisk { .. } => "lying disk",
+            Event::ClockJump { .. } => "clock jump",
+            Event::ClockDrift { .. } => "clock drift",
+            Event::Promote { .. } => "promotion",
+            Event::Wipe { .. } => "lost disk",
+            Event::Pin { .. } => "pinned point",
+            Event::Scramble => "scramble",
+        }
+    }
+
+    /// All names, so that a soak can say what it never did.
+    pub const NAMES: [&'static str; 20] = [
+        "power cut",
+        "power cut at a call",
+        "kill",
+        "restart",
+        "one-way cut",
+        "isolation",
+        "reset of connections",
+        "abandoned connections",
+        "stalled connections",
+        "lossy links",
+        "disk error",
+        "full disk",
+        "slow disk",
+        "rot",
+        "lying disk",
+        "clock jump",
+        "clock drift",
+        "promotion",
+        "lost disk",
+        "pinned point",
+    ];
+}
+
+/// Engine limits so small that files rotate, fold and fill within a few hundred writes.
+#[must_use]
+pub fn small_limits(segment_bytes: u64, segments: u64) -> Limits {
+    Limits {
+        log: log::Limits { segment_bytes, log_bytes: segment_bytes * segments, recent_bytes: 64 << 10 },
+        overlay_bytes: 256 << 10,
+        apply_bytes: 32 << 10,
+        apply_ms: 50,
+        checkpoint_ms: 200,
+        ship_delay_ms: 10,
+        ship_delay_bytes: 32 << 10,
+        catch_up_bytes: 64 << 10,
+        spare_segments: 1,
+    }
+}
+
+/// Session limits that fit.
+#[must_use]
+pub fn small_sessions() -> session::Config {
+    session::Config {
+        window_bytes: 128 << 10,
+        batch_bytes: 16 << 10,
+        max_batches: 64,
+        unsettled_bytes: 64 << 10,
+        heartbeat_ms: 200,
+        silence_ms: 1_000,
+        opening_ms: 1_000,
+    }
+}
+
+impl Options {
+    /// Options drawn from a seed.
+    #[must_use]
+    pub fn swarm(seed: u64) -> Options {
+        let root = Rng::new(seed);
+        let mut rng = root.child("options");
+        let rng = &mut rng;
+        let nodes = 2 + rng.weighted(&[5, 4, 1]);
+        let segment_bytes = *rng.pick(&[32 << 10, 64 << 10, 128 << 10]);
+        let mut workload = Profile::swarm(&mut root.child("profile"));
+        for size in &mut workload.volumes {
+            *size = (*size).min(256 << 10);
+        }
+        workload.max_len = workload.max_len.min(segment_bytes / 4);
+        if workload.alignment == Alignment::Pages {
+            workload.max_len = workload.max_len.max(4_096);
+        }
+        workload.gap = Span::from_us(*rng.pick(&[500, 2_000, 5_000, 20_000]));
+        let mut limits = small_limits(segment_bytes, *rng.pick(&[8, 12, 24, 64]));
+        limits.apply_bytes = *rng.pick(&[4 << 10, 32 << 10, 128 << 10]);
+        limits.apply_ms = *rng.pick(&[5, 50, 500]);
+        limits.checkpoint_ms = *rng.pick(&[20, 200, 1_000]);
+        limits.ship_delay_ms = *rng.pick(&[1, 10, 100]);
+        limits.spare_segments = *rng.pick(&[0, 1, 2]);
+        limits.log.recent_bytes = *rng.pick(&[0, 8 << 10, 256 << 10]);
+        let mut session = small_sessions();
+        session.batch_bytes = *rng.pick(&[2 << 10, 16 << 10, 64 << 10]);
+        session.window_bytes = session.batch_bytes * *rng.pick(&[1, 2, 8]);
+        session.unsettled_bytes = *rng.pick(&[1 << 10, 64 << 10]);
+        let latency = |rng: &mut Rng| {
+            let sync = Span::from_us(*rng.pick(&[50, 500, 5_000, 20_000]));
+            Latency { sync, slow_ppm: *rng.pick(&[0, 1_000, 50_000]), ..Latency::default() }
+        };
+        let faulty = Span::from_ms(*rng.pick(&[1_000, 3_000, 8_000]));
+        let regions = ["east", "west", "north", "south"];
+        Options {
+            seed,
+            nodes: (0..nodes)
+                .map(|node| NodeOptions {
+                    name: format!("n{node}"),
+                    region: regions[node % regions.len()].to_owned(),
+                    latency: latency(rng),
+                })
+                .collect(),
+            workload,
+            max_requests: *rng.pick(&[100, 400, 1_000]),
+            max_batch: *rng.pick(&[1, 1, 4, 16]),
+            limits,
+            retention: Retention {
+                bytes: segment_bytes * *rng.pick(&[1, 3, 6]),
+                age_ns: *rng.pick(&[200_000_000, 3_600_000_000_000]),
+            },
+            ack: if rng.chance(PPM / 3) { AckPolicy::Replica } else { AckPolicy::Local },
+            on_full: if rng.chance(PPM / 3) { OnFull::Refuse } else { OnFull::Stall },
+            session,
+            link: Link {
+                delay: Span::from_us(*rng.pick(&[200, 5_000, 40_000])),
+                jitter: Span::from_us(*rng.pick(&[0, 1_000, 10_000])),
+                bandwidth: *rng.pick(&[None, Some(100_000_000), Some(2_000_000)]),
+                ..Link::default()
+            },
+            faulty,
+            healing: Span::from_secs(60),
+            events: draw_events(&mut root.child("events"), nodes, faulty),
+            probe_every: Span(faulty.0 / 12),
+            keep: Keep::Last(400),
+        }
+    }
+}
+
+/// Draws which kinds of faults there are, and when they strike.
+fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
+    let count = *rng.pick(&[0_u64, 1, 3, 6, 10, 16]);
+    let weights: Vec<u32> =
+        (0..19).map(|_| if rng.chance(400_000) { 1 + rng.below(4) as u32 } else { 0 }).collect();
+    let mut events = Vec::new();
+    if weights.iter().all(|weight| *weight == 0) {
+        return events;
+    }
+    for _ in 0..count {
+        let at = Time(rng.below(faulty.0));
+        let event = draw_event(rng, rng.clone().weighted(&weights), nodes, faulty);
+        // Disasters like company: sometimes the next one strikes at nearly the same moment.
+        if matches!(event, Event::Promote { .. }) && rng.chance(PPM / 4) {
+            let other = draw_event(rng, 16, nodes, faulty);
+            events.push(Planned { at: at + Span(rng.below(2_000_000)), event: other });
+        }
+        events.push(Planned { at, event });
+        let _ = rng.next_u64();
+    }
+    events.sort_by_key(|planned| planned.at);
+    events
+}
+
+fn draw_event(rng: &mut Rng, kind: usize, nodes: usize, faulty: Span) -> Event {
+    let node = rng.below(nodes as u64) as usize;
+    let other = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
+    let span = Span(1 + rng.below(faulty.0 / 2));
+    match kind {
+        0 => Event::PowerCut { node, off: span },
+        1 => {
+            let side = if rng.chance(PPM / 2) { Side::Before } else { Side::After };
+            Event::PowerCutAt { node, n: 1 + rng.below(60), side, off: Span(span.0 / 4) }
+        }
+        2 => Event::Kill { node, down: Span(span.0 / 4) },
+        3 => Event::Restart { node, down: Span(span.0 / 8) },
+        4 => Event::Cut { from: node, to: other, span },
+        5 => Event::Isolate { node, span },
+        6 => Event::Reset,
+        7 => Event::Abandon { late: span },
+        8 => Event::Stall { span: Span(span.0 / 2) },
+        9 => Event::Loss { ppm: *rng.pick(&[10_000, 200_000, 600_000]), span },
+        10 => {
+            let calls =
+                [Call::Sync, Call::Sync, Call::Write, Call::Write, Call::Create, Call::SyncDir, Call::Read];
+            let call = *rng.pick(&calls);
+            let path = (*rng.pick(&["log", "log", "state", "volumes", "base", ""])).to_owned();
+            let errno = *rng.pick(&[Errno::Eio, Errno::Eio, Errno::Enospc]);
+            Event::DiskError { node, call, path, n: 1 + rng.below(20), errno }
+        }
+        11 => Event::DiskFull { node, room: rng.below(128 << 10), span },
+        12 => Event::SlowDisk { node, extra: Span::from_ms(*rng.pick(&[1, 20, 200])), span },
+        13 => Event::Rot { node },
+        14 => Event::ClockJump { node, ns: (rng.below(10_000_000_000_000) as i64) - 5_000_000_000_000 },
+        15 => Event::ClockDrift { node, ppm: rng.below(100_000) as i32 - 50_000 },
+        16 => {
+            let at_ppm = if rng.chance(PPM / 2) { PPM } else { rng.below(u64::from(PPM)) as u32 };
+            Event::Promote { node, at_ppm }
+        }
+        17 => Event::Pin { node, at_ppm: rng.below(u64::from(PPM)) as u32, span },
+        _ if rng.chance(PPM / 2) => Event::Wipe { node },
+        _ => Event::LyingDisk { node, n: 1 + rng.below(20), by: *rng.pick(&[0, 1, -8, 64]) },
+    }
+}

@@ -1,0 +1,341 @@
+//! Regions with nodes, each of them the real engine and the real sessions on a simulated disk, clock and network;
+//! guests that write; an operator; and whatever goes wrong.
+//!
+//! - What happens next is decided by the queue of events and the network alone: equal options, equal runs.
+//! - Nothing that a node says is believed after its machine has lost power in mid-call: every call is followed by
+//!   [`World::check_power`], before anything of its outcome leaves the machine.
+//! - A run has two phases. In the first the planned events happen. Then every fault is taken away, and everything
+//!   has to converge within bounded virtual time.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `machine` | a disk, a clock, a life of the program |
+//! | `jobs` | starting, running and ending programs and their background jobs |
+//! | `link` | sessions over the network |
+//! | `guest` | requests and their answers |
+//! | `fault` | what goes wrong |
+//! | `operator` | promotions and points |
+//! | `check` | what should be true |
+
+mod check;
+mod fault;
+mod guest;
+mod jobs;
+mod link;
+mod machine;
+mod operator;
+
+use crate::clock::{NodeClock, Queue, Span, Time};
+use crate::disk::Disk;
+use crate::ledger::{Key, Timeline};
+use crate::net::{ConnId, Host, Network, Reach};
+use crate::options::Options;
+use crate::reference::Death;
+use crate::rng::Rng;
+use crate::run::{Figures, Sample, Violation};
+use crate::trace::{Event as Traced, Place, Trace, Value};
+use engine::guest::Refusal;
+use engine::node::work::Lane;
+use engine::types::{Epoch, GroupId, Mono, NodeId, Position};
+use guest::Guest;
+use machine::Machine;
+use std::collections::BTreeMap;
+use transport::link::frame::Frame;
+
+pub(super) type Result<T = ()> = std::result::Result<T, Violation>;
+
+/// The group's name.
+const GROUP: &str = "orders";
+/// The group's folder on every node.
+const DIR: &str = "orders";
+
+/// What happens at a moment.
+enum Ev {
+    Guest(Key),
+    Answer { machine: usize, life: u64, key: Key, cookie: u64, answer: std::result::Result<(), Refusal> },
+    Read { machine: usize, life: u64, key: Key, cookie: u64, plan: Box<engine::read::Plan> },
+    JobDone { machine: usize, life: u64, lane: Lane },
+    Fetched { machine: usize, life: u64, target: usize, conn: ConnId, read: Box<engine::log::ship::Read> },
+    Wake { machine: usize, life: u64 },
+    PowerOn { machine: usize },
+    Start { machine: usize },
+    Planned(usize),
+    Heal(fault::Heal),
+    Unpin { machine: usize, life: u64, at: engine::types::Lsn },
+    Retry { machine: usize, life: u64 },
+    Probe,
+    Sample,
+}
+
+/// Everything.
+pub(crate) struct World {
+    options: Options,
+    root: Rng,
+    rng: Rng,
+    time: Time,
+    queue: Queue<Ev>,
+    net: Network<Frame>,
+    machines: Vec<Machine>,
+    timelines: BTreeMap<Key, Timeline>,
+    guests: BTreeMap<Key, Guest>,
+    trace: Trace,
+    counters: BTreeMap<String, u64>,
+    /// No new requests.
+    quiet: bool,
+    /// Every fault is gone.
+    healed: bool,
+    link_bytes: u64,
+    figures: Figures,
+    samples: Vec<Sample>,
+    group: GroupId,
+    steps: u64,
+    outage: Option<Time>,
+    failover: Option<(Time, usize)>,
+}
+
+/// The most events of one run: beyond, something turns in circles.
+const MAX_STEPS: u64 = 3_000_000;
+
+impl World {
+    pub(crate) fn new(options: Options) -> World {
+        let root = Rng::new(options.seed);
+        let mut net = Network::new(root.child("network"), options.link);
+        let machines = options
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(index, node)| {
+                let mut rng = root.child(&format!("machine {index}"));
+                let disk = Disk::new(root.child(&format!("disk {index}")));
+                disk.set_latency(node.latency);
+                net.set_reach(Host(index as u32), Reach::Refusing);
+                Machine {
+                    id: NodeId([index as u8 + 1; 16]),
+                    name: node.name.clone(),
+                    disk,
+                    clock: NodeClock::new(Mono(rng.below(1 << 40))),
+                    rng,
+                    life: 0,
+                    live: None,
+                    starting: false,
+                    off: None,
+                    death: Death::Process,
+                    promised: Position::default(),
+                    seen_epoch: Epoch(0),
+                    reign: None,
+                    rules: false,
+                    damaged: false,
+                    wiped: false,
+                }
+            })
+            .collect();
+        let mut queue = Queue::default();
+        for (index, planned) in options.events.iter().enumerate() {
+            queue.push(planned.at, Ev::Planned(index));
+        }
+        let trace = Trace::new(options.keep);
+        World {
+            rng: root.child("world"),
+            root,
+            time: Time(0),
+            queue,
+            net,
+            machines,
+            timelines: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            trace,
+            counters: BTreeMap::new(),
+            quiet: false,
+            healed: false,
+            link_bytes: 0,
+            figures: Figures::default(),
+            samples: Vec::new(),
+            group: GroupId([7; 16]),
+            steps: 0,
+            outage: None,
+            failover: None,
+            options,
+        }
+    }
+
+    /// The whole run.
+    pub(crate) fn run(&mut self) -> Result {
+        for machine in 0..self.machines.len() {
+            self.start(machine)?;
+        }
+        self.queue.push(Time(self.options.probe_every.0), Ev::Probe);
+        self.queue.push(Time(0), Ev::Sample);
+        let end = Time(self.options.faulty.0);
+        self.run_until(end, |_| false)?;
+        self.heal()?;
+        self.run_until(end + Span::from_ms(500), |_| false)?;
+        self.quiet = true;
+        let deadline = end + self.options.healing;
+        let converged = self.run_until(deadline, |world| world.steps % 16 == 0 && world.has_converged())?;
+        if !converged && !self.has_converged() {
+            return Err(self.not_converged());
+        }
+        let now = self.now();
+        self.figures.converged_after = now.since(end);
+        self.final_checks()
+    }
+
+    /// Lets things happen until a moment, or until `done` says so.
+    fn run_until(&mut self, end: Time, done: impl Fn(&World) -> bool) -> Result<bool> {
+        loop {
+            if done(self) {
+                return Ok(true);
+            }
+            let queued = self.queue.next_at();
+            let arriving = self.net.next_at();
+            let Some(at) = queued.into_iter().chain(arriving).min().filter(|at| *at <= end) else {
+                return Ok(false);
+            };
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                return Err(self.violation("convergence", None, format!("{MAX_STEPS} events and no end")));
+            }
+            if arriving.is_some_and(|arriving| queued.is_none_or(|queued| arriving <= queued)) {
+                self.time = at;
+                if let Some(event) = self.net.poll(at) {
+                    self.arrive(event)?;
+                }
+                continue;
+            }
+            let Some((at, event)) = self.queue.pop() else { return Ok(false) };
+            self.time = at;
+            self.happen(event)?;
+        }
+    }
+
+    fn happen(&mut self, event: Ev) -> Result {
+        match event {
+            Ev::Guest(key) => self.guest_turn(key),
+            Ev::Answer { machine, life, key, cookie, answer } => {
+                self.answer(machine, life, key, cookie, answer)
+            }
+            Ev::Read { machine, life, key, cookie, plan } => self.read(machine, life, key, cookie, &plan),
+            Ev::JobDone { machine, life, lane } => self.job_done(machine, life, lane),
+            Ev::Fetched { machine, life, target, conn, read } => {
+                self.fetched(machine, life, target, conn, *read)
+            }
+            Ev::Wake { machine, life } => self.wake(machine, life),
+            Ev::PowerOn { machine } => self.power_on(machine),
+            Ev::Start { machine } => {
+                self.machines[machine].starting = false;
+                self.start(machine)
+            }
+            Ev::Planned(index) => {
+                let event = self.options.events[index].event.clone();
+                self.strike(&event)
+            }
+            Ev::Heal(heal) => self.heal_one(&heal),
+            Ev::Unpin { machine, life, at } => self.unpin(machine, life, at),
+            Ev::Retry { machine, life } => {
+                if self.machines[machine].life == life {
+                    self.guest_retries(machine)?;
+                    self.pump(machine)?;
+                }
+                Ok(())
+            }
+            Ev::Probe => {
+                let next = self.now()
+                    + Span(self.options.probe_every.0 / 2)
+                    + Span(self.rng.below(self.options.probe_every.0 + 1));
+                self.queue.push(next, Ev::Probe);
+                let machine = self.rng.below(self.machines.len() as u64) as usize;
+                self.probe(machine)
+            }
+            Ev::Sample => {
+                self.sample();
+                let next = self.now() + Span((self.options.faulty.0 / 200).max(10_000_000));
+                self.queue.push(next, Ev::Sample);
+                Ok(())
+            }
+        }
+    }
+
+    // -- small things that all parts use
+
+    fn now(&self) -> Time {
+        self.time
+    }
+
+    fn count(&mut self, name: &str, by: u64) {
+        match self.counters.get_mut(name) {
+            Some(count) => *count += by,
+            None => drop(self.counters.insert(name.to_owned(), by)),
+        }
+    }
+
+    fn trace(&mut self, machine: usize, kind: &'static str, fields: &[(&'static str, u64)]) {
+        self.trace.record(self.time, Place::Node(machine as u32), kind, fields);
+    }
+
+    /// An event with words.
+    fn say(&mut self, machine: usize, kind: &'static str, fields: &[(&'static str, Value)]) {
+        let place = Place::Node(machine as u32);
+        self.trace.record_event(Traced { at: self.time, place, kind, fields: fields.to_vec() });
+    }
+
+    fn violation(&self, invariant: &'static str, node: Option<usize>, detail: String) -> Violation {
+        let node = node.map(|node| self.machines[node].name.clone());
+        Violation { invariant, node, detail, at: self.time }
+    }
+
+    fn broken(&self, invariant: &'static str, machine: usize, detail: String) -> Violation {
+        self.violation(invariant, Some(machine), detail)
+    }
+
+    fn any_damaged(&self) -> bool {
+        self.machines.iter().any(|machine| machine.damaged || machine.wiped)
+    }
+
+    /// Notes the checksum of a log at an LSN; two logs of one history that differ there are a broken prefix.
+    fn note_position(&mut self, machine: usize, key: Key, position: Position) -> Result {
+        let Some(timeline) = self.timelines.get_mut(&key) else { return Ok(()) };
+        match timeline.note(position) {
+            Ok(()) => Ok(()),
+            Err(_) if self.any_damaged() => Ok(()),
+            Err(known) => {
+                let detail = format!("at LSN {} the log has {position:?}, elsewhere {known:?}", position.lsn);
+                Err(self.broken("invariant_prefix", machine, detail))
+            }
+        }
+    }
+
+    /// The outcome's parts.
+    pub(crate) fn into_parts(mut self) -> Parts {
+        for machine in &self.machines {
+            for (name, count) in machine.disk.injected() {
+                *self.counters.entry(format!("disk: {name}")).or_default() += count;
+            }
+        }
+        for (name, count) in self.net.injected() {
+            *self.counters.entry(format!("network: {name}")).or_default() += count;
+        }
+        self.figures.link_bytes = self.link_bytes;
+        Parts {
+            hash: self.trace.hash(),
+            events: self.trace.count(),
+            steps: self.steps,
+            time: self.time,
+            counters: self.counters,
+            figures: self.figures,
+            samples: self.samples,
+            trace: self.trace,
+        }
+    }
+}
+
+/// What is left of a world.
+pub(crate) struct Parts {
+    pub(crate) hash: u64,
+    pub(crate) events: u64,
+    pub(crate) steps: u64,
+    pub(crate) time: Time,
+    pub(crate) counters: BTreeMap<String, u64>,
+    pub(crate) figures: Figures,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) trace: Trace,
+}

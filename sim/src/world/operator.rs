@@ -1,0 +1,177 @@
+//! The operator: promotes replicas, opens points.
+
+use super::machine::Pin;
+use super::{Ev, Result, World};
+use crate::clock::Span;
+use crate::hash::Hash64;
+use crate::ledger::{Timeline, key};
+use crate::reference::Image;
+use crate::rng::PPM;
+use engine::node::promote::PromoteError;
+use engine::types::Lsn;
+
+/// A hash of an image.
+pub(super) fn hash_of(image: &Image) -> u64 {
+    let mut hash = Hash64::default();
+    image.iter().for_each(|volume| hash.bytes(volume));
+    hash.value()
+}
+
+impl World {
+    /// The LSN at a share of a node's window.
+    fn choose(&self, machine: usize, at_ppm: u32) -> Option<Lsn> {
+        let window = self.machines[machine].live.as_ref()?.node.window()?;
+        let span = u128::from(window.latest.0.saturating_sub(window.horizon.0));
+        Some(Lsn(window.horizon.0 + (span * u128::from(at_ppm) / u128::from(PPM)) as u64))
+    }
+
+    /// Promotes at last: no job is out.
+    pub(super) fn try_promotion(&mut self, machine: usize) -> Result {
+        let time = self.now();
+        let now = self.machines[machine].clock.now(time);
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        let Some((at_ppm, epoch)) = live.promote.take() else { return Ok(()) };
+        let Some(at) = self.choose(machine, at_ppm) else {
+            self.count("promotion without a window", 1);
+            return Ok(());
+        };
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        let heard = live.node.report(now).primary;
+        let seen = live.node.state().epoch_seen();
+        let result = live.node.promote(now, at, epoch);
+        let full = live.node.log().used_bytes() + live.node.log().limits().segment_bytes
+            > live.node.log().limits().log_bytes;
+        if self.check_power(machine)? {
+            self.count("promotion cut off", 1);
+            return Ok(());
+        }
+        match result {
+            Ok(promotion) if promotion.repeated => self.count("promotion repeated", 1),
+            Ok(promotion) => {
+                self.count("promoted", 1);
+                if promotion.reign.epoch <= seen {
+                    let detail = format!("epoch {} was taken, {seen} had been seen", promotion.reign.epoch);
+                    return Err(self.broken("invariant_one_writer", machine, detail));
+                }
+                if at < promotion.latest {
+                    self.count("promoted at an older point", 1);
+                }
+                self.say(
+                    machine,
+                    "promoted",
+                    &[
+                        ("epoch", promotion.reign.epoch.0.into()),
+                        ("at", at.0.into()),
+                        ("latest", promotion.latest.0.into()),
+                    ],
+                );
+                if let Some((durable, _)) = heard {
+                    self.count("promoted with a known lag", u64::from(durable >= promotion.latest));
+                }
+                self.figure_failover(machine, at);
+                self.take_reign(machine)?;
+                self.check_image(machine, at, "invariant_points_exact")?;
+                self.invariant_branches_kept(machine)?;
+            }
+            Err(PromoteError::Busy) => {
+                if let Some(live) = &mut self.machines[machine].live {
+                    live.promote = Some((at_ppm, epoch));
+                }
+            }
+            Err(error) => {
+                self.count("promotion refused", 1);
+                self.say(machine, "not promoted", &[("why", error.to_string().into())]);
+                if matches!(error, PromoteError::Failed(_)) && !self.machines[machine].is_excused() && !full {
+                    let detail = format!("a promotion on a sound disk failed: {error}");
+                    return Err(self.broken("invariant_sound_disks_do_not_fail", machine, detail));
+                }
+                if matches!(error, PromoteError::NotSelectable { .. }) {
+                    let detail = format!("a listed point cannot be promoted: {error}");
+                    return Err(self.broken("invariant_points_stable", machine, detail));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The node writes a reign of its own now: its timeline and its guests begin.
+    pub(super) fn take_reign(&mut self, machine: usize) -> Result {
+        let Some(live) = &self.machines[machine].live else { return Ok(()) };
+        let history = live.node.history().to_vec();
+        let Some(reign) = history.last() else { return Ok(()) };
+        let own = key(reign);
+        if own.1 != self.machines[machine].id {
+            let detail = format!("it is primary in another node's reign, {}", reign.epoch);
+            return Err(self.broken("invariant_one_writer", machine, detail));
+        }
+        self.machines[machine].reign = Some(own);
+        self.machines[machine].seen_epoch = self.machines[machine].seen_epoch.max(reign.epoch);
+        if self.timelines.contains_key(&own) {
+            return Ok(());
+        }
+        let parent = history.len().checked_sub(2).map(|before| key(&history[before]));
+        let timeline = match parent {
+            None => Timeline::new(&self.options.workload.volumes),
+            Some(parent) => {
+                let Some(parent) = self.timelines.get(&parent) else {
+                    let detail = format!("its history is of a reign that never was: {history:?}");
+                    return Err(self.broken("invariant_one_writer", machine, detail));
+                };
+                parent.fork(reign.branch.lsn)
+            }
+        };
+        self.timelines.insert(own, timeline);
+        self.new_guest(own, machine);
+        Ok(())
+    }
+
+    /// Somebody opens a point, for a while.
+    pub(super) fn pin(&mut self, machine: usize, at_ppm: u32, span: Span) -> Result {
+        let Some(at) = self.choose(machine, at_ppm) else { return Ok(()) };
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        if let Err(error) = live.node.pin(at) {
+            let detail = format!("a listed point cannot be opened: {error}");
+            return Err(self.broken("invariant_points_stable", machine, detail));
+        }
+        let image = self.read_point(machine, at)?;
+        let hash = image.as_ref().map(hash_of);
+        let life = self.machines[machine].life;
+        if let Some(live) = &mut self.machines[machine].live {
+            live.pins.push(Pin { at, hash, epoch: live.node.state().epoch() });
+            self.queue.push(self.now() + span, Ev::Unpin { machine, life, at });
+            self.count("points pinned", 1);
+        }
+        Ok(())
+    }
+
+    /// And closes it again: it must be what it was.
+    pub(super) fn unpin(&mut self, machine: usize, life: u64, at: Lsn) -> Result {
+        if self.machines[machine].life != life {
+            return Ok(());
+        }
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        let Some(index) = live.pins.iter().position(|pin| pin.at == at) else { return Ok(()) };
+        let pin = live.pins.remove(index);
+        // A promotion below it, or a new primary's history that leaves it out, takes the point away.
+        let left = live.node.history().iter().any(|reign| reign.epoch > pin.epoch && reign.branch.lsn < at);
+        let gone = left || at > live.node.durable().lsn;
+        if !gone {
+            let image = self.read_point(machine, at)?;
+            if let (Some(before), Some(image)) = (pin.hash, image)
+                && hash_of(&image) != before
+            {
+                let detail = format!("the pinned point at LSN {at} has changed");
+                return Err(self.broken("invariant_points_stable", machine, detail));
+            }
+            let horizon = self.machines[machine].live.as_ref().map(|live| live.node.state().horizon);
+            if horizon.is_some_and(|horizon| horizon > at) {
+                let detail = format!("the pinned point at LSN {at} was retired");
+                return Err(self.broken("invariant_points_stable", machine, detail));
+            }
+        }
+        if let Some(live) = &mut self.machines[machine].live {
+            live.node.unpin(at);
+        }
+        Ok(())
+    }
+}
