@@ -86,7 +86,7 @@ pub(crate) struct Init {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
     /// The node's name [default: this host's]
-    #[arg(long, value_name = "NODE", value_parser = name)]
+    #[arg(long, value_name = "NODE", value_parser = node_name)]
     pub(crate) name: Option<String>,
     /// Where to take replication connections
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:10900")]
@@ -132,7 +132,7 @@ pub(crate) enum Cert {
 #[derive(Debug, Args)]
 pub(crate) struct Issue {
     /// The node's name
-    #[arg(value_name = "NODE", value_parser = name)]
+    #[arg(value_name = "NODE", value_parser = node_name)]
     pub(crate) name: String,
     /// The folder of the authority
     #[arg(long, value_name = "CA_DIR", default_value = "ca")]
@@ -239,9 +239,14 @@ fn name(text: &str) -> Result<String, String> {
     valid_name(text).then(|| text.to_owned()).ok_or_else(|| NAME_RULE.to_owned())
 }
 
+fn node_name(text: &str) -> Result<String, String> {
+    use crate::config::check::{NODE_NAME_RULE, valid_node_name};
+    valid_node_name(text).then(|| text.to_owned()).ok_or_else(|| NODE_NAME_RULE.to_owned())
+}
+
 fn peer(text: &str) -> Result<Peer, String> {
     let (node, address) = text.split_once('=').map_or((text, None), |(node, address)| (node, Some(address)));
-    Ok(Peer { name: name(node)?, address: address.map(str::to_owned) })
+    Ok(Peer { name: node_name(node)?, address: address.map(str::to_owned) })
 }
 
 fn volume(text: &str) -> Result<Volume, String> {
@@ -291,7 +296,9 @@ mod tests {
             ("landfall init --group db --volume data", "write NAME=SIZE, as in data=10GiB"),
             ("landfall init --group db --volume data=10G", "did you mean `10GiB`?"),
             ("landfall init --group db --volume data=1GiB:", "nothing stands behind the colon"),
-            ("landfall init --name ../x", "use 1 to 64 letters"),
+            ("landfall init --name ../x", "use 1 to 64 of a-z"),
+            ("landfall init --name East", "use 1 to 64 of a-z"),
+            ("landfall init --group .x", "use 1 to 64 letters"),
             ("landfall failover db --to newest", "is not a recovery point"),
             ("landfall failover db", "--to <POINT>"),
             ("landfall failover db --to latest --yes --plan", "cannot be used with"),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Without a terminal: a line at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// One operation of a known number of bytes.
+/// One operation.
 pub(crate) struct Progress {
     what: String,
     total: u64,
@@ -18,22 +18,37 @@ pub(crate) struct Progress {
     started: Instant,
     last_line: Instant,
     bar: Option<ProgressBar>,
+    unit: Unit,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Milliseconds,
 }
 
 impl Progress {
-    /// Begins.
+    /// Begins something of a known number of bytes.
     pub(crate) fn bytes(what: &str, total: u64) -> Progress {
+        Progress::begin(what, total, Unit::Bytes, "{bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left")
+    }
+
+    /// Begins something that takes a known time.
+    pub(crate) fn milliseconds(what: &str, total: u64) -> Progress {
+        Progress::begin(what, total, Unit::Milliseconds, "{eta} left")
+    }
+
+    fn begin(what: &str, total: u64, unit: Unit, numbers: &str) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-            let style = ProgressStyle::with_template(
-                "  {msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
-            );
+            let style = ProgressStyle::with_template(&format!("  {{msg}} [{{bar:30}}] {numbers}"));
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
             bar.set_message(what.to_owned());
             bar
         });
         let now = Instant::now();
-        Progress { what: what.to_owned(), total, done: 0, started: now, last_line: now, bar }
+        Progress { what: what.to_owned(), total, done: 0, started: now, last_line: now, bar, unit }
     }
 
     /// So many more.
@@ -45,13 +60,14 @@ impl Progress {
             self.last_line = Instant::now();
             let spent = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let left = spent.saturating_mul(self.total.saturating_sub(self.done)) / self.done.max(1);
-            say(format_args!(
-                "  {}: {} of {}, {} left",
-                self.what,
-                Bytes(self.done),
-                Bytes(self.total),
-                duration_ms(left)
-            ));
+            let left = duration_ms(left);
+            match self.unit {
+                Unit::Bytes => {
+                    let (done, total) = (Bytes(self.done), Bytes(self.total));
+                    say(format_args!("  {}: {done} of {total}, {left} left", self.what));
+                }
+                Unit::Milliseconds => say(format_args!("  {}: {left} left", self.what)),
+            }
         }
     }
 }

@@ -18,7 +18,9 @@ type Checked<T> = Result<T, Complaint>;
 
 /// Checks a file and fills in the defaults.
 pub(crate) fn check(path: &Path, file: File) -> Checked<Config> {
-    let base = path.parent().unwrap_or(Path::new(""));
+    // Absolute: paths are told to clients, which run elsewhere. It only fails for an empty path.
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let base = absolute.parent().unwrap_or(Path::new("/"));
     let mut warnings = Vec::new();
     let node = node(base, &file.node)?;
     let nbd = nbd(base, &node, &file.nbd, &mut warnings)?;
@@ -33,7 +35,7 @@ pub(crate) fn check(path: &Path, file: File) -> Checked<Config> {
 }
 
 fn node(base: &Path, node: &file::Node) -> Checked<Node> {
-    name(&node.name, "a node")?;
+    node_name(&node.name, "a node")?;
     let data_dir = base.join(&node.data_dir);
     Ok(Node {
         name: node.name.get_ref().clone(),
@@ -110,7 +112,7 @@ fn peers(peers: &[file::Peer], node: &Node) -> Checked<Vec<Peer>> {
     peers
         .iter()
         .map(|peer| {
-            name(&peer.name, "a peer")?;
+            node_name(&peer.name, "a peer")?;
             names.add(&peer.name)?;
             if *peer.name.get_ref() == node.name {
                 return Err(Complaint::about(&peer.name, "a node is not its own peer"));
@@ -187,7 +189,8 @@ fn group(
         }
         _ => {}
     }
-    let segment = size(group.segment.as_ref(), 64 * MIB, MIB, GIB, 4 * KIB)?;
+    // At least the default: the longest write, 32 MiB, must fit into one with its record's header.
+    let segment = size(group.segment.as_ref(), 64 * MIB, 64 * MIB, GIB, 4 * KIB)?;
     // Four: one being written, one being synced, one being sent, one being recycled.
     let log_limit = size(group.log_limit.as_ref(), 16 * GIB, 4 * segment.0, 64 * TIB, 1)?;
     Ok(Group {
@@ -211,7 +214,7 @@ fn group(
                 Duration::from_secs(1),
                 Duration::from_secs(10 * 365 * 86_400),
             )?,
-            bytes: size(group.retention.bytes.as_ref(), 64 * GIB, 4 * segment.0, u64::MAX, 1)?,
+            bytes: size(group.retention.bytes.as_ref(), 8 * GIB, 4 * segment.0, u64::MAX, 1)?,
         },
     })
 }
@@ -262,12 +265,28 @@ pub(crate) fn valid_name(name: &str) -> bool {
 pub(crate) const NAME_RULE: &str =
     "use 1 to 64 letters, digits, `-`, `_` and `.`, beginning with a letter, a digit or `_`";
 
+/// The same without capitals: a certificate's name is compared byte by byte, and people do not.
+pub(crate) fn valid_node_name(name: &str) -> bool {
+    valid_name(name) && !name.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+/// What [`valid_node_name`] wants, in words.
+pub(crate) const NODE_NAME_RULE: &str =
+    "use 1 to 64 of a-z, 0-9, `-`, `_` and `.`, beginning with a letter, a digit or `_`";
+
 fn name(given: &Spanned<String>, whose: &str) -> Checked<()> {
-    if valid_name(given.get_ref()) {
+    judge_name(given, whose, valid_name, NAME_RULE)
+}
+
+fn node_name(given: &Spanned<String>, whose: &str) -> Checked<()> {
+    judge_name(given, whose, valid_node_name, NODE_NAME_RULE)
+}
+
+fn judge_name(given: &Spanned<String>, whose: &str, valid: fn(&str) -> bool, rule: &str) -> Checked<()> {
+    if valid(given.get_ref()) {
         return Ok(());
     }
-    Err(Complaint::about(given, format_args!("`{}` is not a name for {whose}", given.get_ref()))
-        .next(NAME_RULE))
+    Err(Complaint::about(given, format_args!("`{}` is not a name for {whose}", given.get_ref())).next(rule))
 }
 
 /// Names that must differ, and may not be too many.

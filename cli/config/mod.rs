@@ -158,7 +158,7 @@ pub(crate) struct Group {
     pub(crate) segment: Bytes,
     /// The most memory for writes that are not yet in the backing.
     pub(crate) overlay_limit: Bytes,
-    /// How long durable records may wait for more before they are sent.
+    /// How long a record that nobody flushes may wait before it is made durable and sent.
     pub(crate) ship_delay: Duration,
     /// How long recovery points are kept here while this node is a replica.
     pub(crate) retention: Retention,

@@ -162,7 +162,7 @@ accept = [{accept}]
 # A flush is answered when it is durable here ("local"), or on a replica as well ("replica": no acknowledged
 # flush is lost with the region, and each one waits for a round trip).
 #ack = "local"
-# Durable writes may wait this long for others before they are sent.
+# A write that nobody flushes is made durable, and sent, after this at the latest.
 #ship_delay = "5ms"
 # The most that the log takes on disk, the size of one of its files, and what happens at the limit: "stall"
 # lets writes wait until a replica has caught up.
@@ -172,7 +172,7 @@ accept = [{accept}]
 # The most memory for writes that are not yet in the backing.
 #overlay_limit = "256MiB"
 # While this node is a replica: recovery points are kept this long, and at most this much log.
-#retention = {{ time = "24h", bytes = "64GiB" }}
+#retention = {{ time = "24h", bytes = "8GiB" }}
 "#,
                 name = quoted(&self.name),
                 replicas = list(&self.replicas),

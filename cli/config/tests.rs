@@ -64,6 +64,16 @@ fn a_good_file_is_read_with_defaults_and_paths_beside_it() {
     assert_eq!(config.warnings, Vec::<String>::new());
 }
 
+#[test]
+fn a_relative_file_gives_absolute_paths() {
+    let here = std::env::current_dir().unwrap();
+    for (file, data) in [("landfall.toml", "data"), ("etc/landfall.toml", "etc/data")] {
+        let config = Config::parse(Path::new(file), GOOD).unwrap();
+        assert_eq!(config.node.data_dir, here.join(data));
+        assert_eq!(config.path, Path::new(file));
+    }
+}
+
 /// Each case: a line of [`GOOD`], what stands there instead, and the whole message.
 #[test]
 fn wrong_files_say_where_and_what_was_meant() {
@@ -135,6 +145,13 @@ fn wrong_files_say_where_and_what_was_meant() {
         ),
         ("name = \"wal\"", "name = \"data\"", "33:8: there are two volumes named `data`"),
         ("name = \"north\"", "name = \"west\"", "19:8: there are two peers named `west`"),
+        (
+            "name = \"north\"",
+            "name = \"North\"",
+            "19:8: `North` is not a name for a peer\n  next: use 1 to 64 of a-z, 0-9, `-`, `_` and `.`, beginning \
+             with a letter, a digit or `_`",
+        ),
+        ("segment = \"64MiB\"", "segment = \"1MiB\"", "25:11: 1MiB is out of range: between 64MiB and 1GiB"),
         ("name = \"north\"", "name = \"east\"", "19:8: a node is not its own peer"),
         (
             "name = \"db\"",

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! batch 17
-//! BATCH017/A.DAT 12345 89abcdef
+//! LOAD/BATCH017/NOTES.TXT 1234 89abcdef
 //! end
 //! ```
 
@@ -121,7 +121,7 @@ impl Batch {
     pub(crate) fn numbered(number: usize) -> Batch {
         let mut random = Random::new(1_000 + number as u64);
         let file = |(name, most): (&str, usize)| File {
-            path: format!("BATCH{number:03}/{name}"),
+            path: format!("LOAD/BATCH{number:03}/{name}"),
             bytes: random.below(most),
         };
         let files = [("ORDERS.DAT", 24 << 10), ("NOTES.TXT", 3_000), ("INDEX.DAT", 8 << 10)].map(file);

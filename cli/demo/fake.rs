@@ -97,14 +97,16 @@ impl World {
             .collect();
         let last = writes.len().saturating_sub(1);
         match self.sabotage {
-            Sabotage::LosesOne if volume == "journal" && !is_point => drop(writes.remove(last - 40)),
+            Sabotage::LosesOne if volume == "journal" && !is_point => {
+                let at = shown(&writes, |_| true);
+                writes.remove(at);
+            }
             Sabotage::TearsLast if volume == "journal" && !is_point => {
                 let half = writes[last].1.len() / 2;
                 writes[last].1.truncate(half);
             }
             Sabotage::Swaps if volume == "journal" && !is_point => {
-                let again = |later: &usize| writes[..*later].iter().any(|write| write.0 == writes[*later].0);
-                let later = (0..last - 40).rev().find(again).expect("some page was written twice");
+                let later = shown(&writes, |at| writes[..at].iter().any(|write| write.0 == writes[at].0));
                 let earlier = writes[..later].iter().rposition(|write| write.0 == writes[later].0).unwrap();
                 let swapped = writes[later].1.clone();
                 writes[later].1 = writes[earlier].1.clone();
@@ -152,6 +154,12 @@ impl World {
         };
         sizes.iter().map(volume).collect()
     }
+}
+
+/// A write, not among the newest, that is not overwritten later: its absence shows.
+fn shown(writes: &[(u64, Bytes)], wanted: impl Fn(usize) -> bool) -> usize {
+    let shows = |at: &usize| writes[at + 1..].iter().all(|later| later.0 != writes[*at].0);
+    (0..writes.len() - 40).rev().find(|at| shows(at) && wanted(*at)).expect("some write is not overwritten")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -364,7 +372,7 @@ struct FakeLauncher(Arc<World>);
 impl Launcher for FakeLauncher {
     fn start(&self, command: &str, config: &Path, _log: &Path) -> Result<Box<dyn Process>, Failure> {
         let config = Config::load(config)?;
-        crate::certs::Identity::load(&config.node.certificates, &config.node.name)?;
+        crate::certs::load(&config.node.certificates, &config.node.name)?;
         crate::certs::make_dir(&config.node.data_dir)?;
         let role = if command == "agent" { Role::Primary } else { Role::Replica };
         let mut servers = BTreeMap::new();
@@ -401,7 +409,7 @@ fn played(sabotage: Sabotage, image: bool) -> Result<super::Report, Failure> {
         let mut bytes = vec![7; 1_000_001];
         bytes[300_000..700_000].fill(0);
         std::fs::write(&path, bytes).unwrap();
-        path
+        (path, 1_000_448)
     });
     let options =
         Options { image, load: Duration::from_millis(400), files_bytes: 24 << 20, journal_bytes: 8 << 20 };

@@ -127,8 +127,7 @@ impl Node {
 pub(crate) fn primary_group(replica: SocketAddr, volumes: &[(&str, u64)]) -> String {
     let mut text = format!(
         "[[peer]]\nname = \"{REPLICA}\"\naddress = \"{replica}\"\n\n\
-         [[group]]\nname = \"{GROUP}\"\nrole = \"primary\"\nreplicas = [\"{REPLICA}\"]\naccept = [\"{REPLICA}\"]\n\
-         segment = \"16MiB\"\n"
+         [[group]]\nname = \"{GROUP}\"\nrole = \"primary\"\nreplicas = [\"{REPLICA}\"]\naccept = [\"{REPLICA}\"]\n"
     );
     for (name, bytes) in volumes {
         text += &format!("\n[[group.volume]]\nname = \"{name}\"\nsize = \"{bytes}B\"\n");
@@ -140,7 +139,7 @@ pub(crate) fn primary_group(replica: SocketAddr, volumes: &[(&str, u64)]) -> Str
 pub(crate) fn replica_group() -> String {
     format!(
         "[[peer]]\nname = \"{PRIMARY}\"\n\n\
-         [[group]]\nname = \"{GROUP}\"\nrole = \"replica\"\naccept = [\"{PRIMARY}\"]\nsegment = \"16MiB\"\n"
+         [[group]]\nname = \"{GROUP}\"\nrole = \"replica\"\naccept = [\"{PRIMARY}\"]\n"
     )
 }
 

@@ -182,8 +182,8 @@ fn write_batches(files: &Shared, named: &SyncSender<Bytes>, pace: &Pace) -> io::
 fn write_batch<T: fatfs::ReadWriteSeek>(filesystem: &fatfs::FileSystem<T>, batch: &Batch) -> io::Result<()> {
     let root = filesystem.root_dir();
     for file in &batch.files {
-        if let Some((dir, _)) = file.path.rsplit_once('/') {
-            root.create_dir(dir)?;
+        for (end, _) in file.path.match_indices('/') {
+            root.create_dir(&file.path[..end])?;
         }
         let mut target = root.create_file(&file.path)?;
         target.write_all(&file.content())?;

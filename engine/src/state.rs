@@ -199,7 +199,9 @@ impl StateFile {
         for place in 0..PLACES {
             let at = place * PLACE_BYTES as u64;
             let mut bytes = vec![0; len.saturating_sub(at).min(PLACE_BYTES as u64) as usize];
-            file.read_at(&mut bytes, at).map_err(io)?;
+            if !bytes.is_empty() {
+                file.read_at(&mut bytes, at).map_err(io)?;
+            }
             blank[place as usize] = bytes.iter().all(|&byte| byte == 0);
             match decode(&bytes) {
                 Ok(Some((state, sequence))) if newest.as_ref().is_none_or(|newest| newest.1 < sequence) => {

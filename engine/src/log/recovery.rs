@@ -377,14 +377,29 @@ impl Opening<'_> {
             let proof = Proof::Durable(durable);
             return Err(OpenError::Corrupt { lsn: missing, path, offset, stop, proof });
         }
-        let partial =
-            !matches!(stop, Stop::Full | Stop::NoSegment | Stop::Fault(Fault::Magic) | Stop::Break(_));
+        let partial = match stop {
+            Stop::Full | Stop::NoSegment | Stop::Break(_) => false,
+            Stop::Fault(Fault::Magic) => !self.is_blank_to_page_end(offset)?,
+            Stop::Fault(_) => true,
+        };
         if behind.records > 0 || partial {
             let records_behind = behind.records;
             self.report.torn = Some(Torn { lsn: missing, slot, offset, stop, records_behind });
         }
         self.report.unreadable = self.rest.iter().filter(|other| other.fault.is_some()).count() as u32;
         Ok(())
+    }
+
+    /// Whether the rest of the last page is blank, as an append leaves it. Where the page is yet to be written, a
+    /// file that is used again may hold anything.
+    fn is_blank_to_page_end(&self, offset: u64) -> Result<bool, OpenError> {
+        let Some(last) = self.line.last().filter(|_| !offset.is_multiple_of(PAGE_BYTES as u64)) else {
+            return Ok(true);
+        };
+        let end = offset.next_multiple_of(PAGE_BYTES as u64).min(last.header.len);
+        let mut rest = vec![0; (end - offset) as usize];
+        last.file.read_at(&mut rest, offset).map_err(self.io(last.slot))?;
+        Ok(rest.iter().all(|&byte| byte == 0))
     }
 
     /// Whole records of the last reign behind the place where the line ends: in that file, and in every file that

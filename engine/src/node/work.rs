@@ -82,7 +82,7 @@ pub(crate) struct Work {
     catch_up: Option<CatchUp>,
     catch_ups: u32,
     next_checkpoint: Mono,
-    /// A job that could not be done for lack of space is not tried again before this.
+    /// No file is made ahead before this: there was no space for one.
     retry_at: Mono,
 }
 
@@ -393,10 +393,10 @@ impl Node {
                 self.unsynced_since = None;
                 Some(Job::Sync(sync))
             }
-            Lane::Bulk if self.work.bulk || now.mono < self.work.retry_at => None,
+            Lane::Bulk if self.work.bulk => None,
             Lane::Bulk => {
                 let job = self
-                    .poll_make()
+                    .poll_make(now)
                     .or_else(|| self.poll_apply(now))
                     .or_else(|| self.poll_checkpoint(now))
                     .or_else(|| self.poll_fold(now))
@@ -418,11 +418,7 @@ impl Node {
         let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
         let checkpoint = Some(self.work.next_checkpoint);
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
-        [ship, apply, checkpoint]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| retry.map_or(at, |retry| at.max(retry)))
+        [ship, apply, checkpoint, retry].into_iter().flatten().min()
     }
 
     /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.
@@ -537,7 +533,11 @@ impl Node {
         }
     }
 
-    fn poll_make(&mut self) -> Option<Job> {
+    fn poll_make(&mut self, now: Now) -> Option<Job> {
+        // What frees log files must not wait behind what cannot be had while none is freed.
+        if now.mono < self.work.retry_at {
+            return None;
+        }
         let wanted = match self.state.role {
             Role::Fenced => 0,
             Role::Primary | Role::Replica => self.config.limits.spare_segments,

@@ -9,7 +9,9 @@
 //!   and a session has at most its window in flight.
 
 use super::backoff::Backoff;
-use super::driver::{Clock, Closing, Code, End, Fault, LinkState, Source, changed, peer_chain};
+use super::driver::{
+    Clock, Closing, Code, End, Fault, Job, LinkState, Source, Turn, changed, finished, peer_chain,
+};
 use super::quic;
 use super::sender::{Event, Sender};
 use super::session::Config as SessionConfig;
@@ -22,7 +24,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// The configuration of a dialler.
@@ -87,24 +88,62 @@ fn take(sender: &mut Sender, durable: &watch::Receiver<Lsn>, batch: Batch) {
 
 impl<S: Source> Dialler<S> {
     /// Keeps the link up, until it is dropped.
-    pub async fn run(mut self) -> Infallible {
-        let mut backoff = Backoff::new(self.config.min_retry_ms, self.config.max_retry_ms, self.seed);
+    pub async fn run(self) -> Infallible {
+        let state = LinkState::Connecting;
+        let mut link = Link { dialler: self, turn: Turn::default(), state, outage: None };
+        link.run().await
+    }
+}
+
+/// A link that runs.
+struct Link<S> {
+    dialler: Dialler<S>,
+    turn: Turn,
+    /// What was told last.
+    state: LinkState,
+    /// The reason that was logged last, while the link is down.
+    outage: Option<String>,
+}
+
+impl<S: Source> Link<S> {
+    async fn run(&mut self) -> Infallible {
+        let mut backoff = Backoff::new(
+            self.dialler.config.min_retry_ms,
+            self.dialler.config.max_retry_ms,
+            self.dialler.seed,
+        );
         loop {
-            match self.source.hello() {
+            match self.dialler.source.hello() {
                 Some(hello) => {
-                    self.changed(&LinkState::Connecting);
+                    self.changed(LinkState::Connecting);
                     let Err(end) = self.attempt(hello, &mut backoff).await;
-                    tracing::info!(peer = %self.target.node, reason = %end, "the link is down");
-                    self.changed(&LinkState::Down { reason: end.to_string() });
+                    self.changed(LinkState::Down { reason: end.to_string() });
                 }
-                None => self.changed(&LinkState::Idle),
+                None => self.changed(LinkState::Idle),
             }
             tokio::time::sleep(backoff.wait()).await;
         }
     }
 
-    fn changed(&self, state: &LinkState) {
-        self.source.link_changed(&self.target.node, state);
+    /// Tells of a change. An outage is logged once for each reason, not once for each attempt.
+    fn changed(&mut self, state: LinkState) {
+        let peer = &self.dialler.target.node;
+        match &state {
+            LinkState::Idle if self.state == state => return,
+            LinkState::Down { reason } if self.outage.as_ref() != Some(reason) => {
+                tracing::info!(%peer, %reason, "the link is down");
+                self.outage = Some(reason.clone());
+            }
+            LinkState::Streaming { address } => {
+                tracing::info!(%peer, %address, "the link is up");
+                self.outage = None;
+            }
+            LinkState::Idle | LinkState::Connecting | LinkState::Down { .. } => {
+                tracing::debug!(%peer, ?state, "the link is tried");
+            }
+        }
+        self.dialler.source.link_changed(peer, &state);
+        self.state = state;
     }
 
     async fn attempt(&mut self, hello: Hello, backoff: &mut Backoff) -> Result<Infallible, End> {
@@ -117,7 +156,7 @@ impl<S: Source> Dialler<S> {
         closing.code = Code::for_end(&end);
         let path = closing.connection.stats().path;
         tracing::debug!(
-            peer = %self.target.node,
+            peer = %self.dialler.target.node,
             rtt = ?path.rtt,
             mtu = path.current_mtu,
             sent_packets = path.sent_packets,
@@ -129,20 +168,25 @@ impl<S: Source> Dialler<S> {
     }
 
     async fn connect(&mut self) -> Result<quinn::Connection, End> {
-        let address = &self.target.address;
+        let address = &self.dialler.target.address;
         let failed = |source| End::Address { address: address.clone(), source };
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
-        let credentials = self.credentials.borrow_and_update().clone();
-        let config = quic::client_config(&credentials, self.target.node.clone(), &self.config.quic)?;
+        let patience = Duration::from_millis(self.dialler.config.connect_ms);
+        let found = timeout(patience, tokio::net::lookup_host(address)).await;
+        let addresses: Vec<SocketAddr> =
+            found.map_err(|_| End::Slow("look-up of the address"))?.map_err(failed)?.collect();
+        let credentials = self.dialler.credentials.borrow_and_update().clone();
+        let config =
+            quic::client_config(&credentials, self.dialler.target.node.clone(), &self.dialler.config.quic)?;
         let mut end = failed(std::io::ErrorKind::NotFound.into());
         for address in addresses {
-            let connecting = self.endpoint.connect_with(config.clone(), address, quic::SERVER_NAME)?;
-            match timeout(Duration::from_millis(self.config.connect_ms), connecting).await {
+            let connecting =
+                self.dialler.endpoint.connect_with(config.clone(), address, quic::SERVER_NAME)?;
+            match timeout(patience, connecting).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => end = error.into(),
                 Err(_) => end = End::Slow("handshake"),
             }
-            tracing::debug!(peer = %self.target.node, %address, reason = %end, "no connection");
+            tracing::debug!(peer = %self.dialler.target.node, %address, reason = %end, "no connection");
         }
         Err(end)
     }
@@ -157,9 +201,9 @@ impl<S: Source> Dialler<S> {
         let (stream_out, stream_in) = connection.open_bi().await?;
         let mut reader = Reader::new(stream_in);
         let mut writer = Writer::new(stream_out);
-        let mut durable = self.source.durable();
-        let mut sender = Sender::new(self.config.session.clone(), clock.now(), hello);
-        let mut job: Option<JoinHandle<Result<Done, Fault>>> = None;
+        let mut durable = self.dialler.source.durable();
+        let mut sender = Sender::new(self.dialler.config.session.clone(), clock.now(), hello);
+        let mut job: Option<Job<Done>> = None;
         loop {
             let now = clock.now();
             if sender.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -188,14 +232,13 @@ impl<S: Source> Dialler<S> {
                     match done? {
                         Done::Attached => {
                             backoff.reset();
-                            tracing::info!(peer = %self.target.node, address = %connection.remote_address(), "the link is up");
-                            self.changed(&LinkState::Streaming { address: connection.remote_address() });
+                            self.changed(LinkState::Streaming { address: connection.remote_address() });
                             sender.handle_attached();
                         }
                         Done::Read(batch) => take(&mut sender, &durable, batch),
                     }
                 }
-                () = changed(&mut self.credentials) => self.recheck(connection)?,
+                () = changed(&mut self.dialler.credentials) => self.recheck(connection)?,
                 changed = durable.changed() => changed.map_err(|_| Fault::Retired)?,
                 // Before the writer, which learns of a closed connection first: a refusal may stand before its end.
                 filled = reader.fill() => {
@@ -208,24 +251,17 @@ impl<S: Source> Dialler<S> {
         }
     }
 
-    async fn handle_event(
-        &self,
-        event: Event,
-        now: Now,
-    ) -> Result<Option<JoinHandle<Result<Done, Fault>>>, End> {
-        let (source, peer) = (self.source.clone(), self.target.node.clone());
+    async fn handle_event(&self, event: Event, now: Now) -> Result<Option<Job<Done>>, End> {
+        let (source, peer) = (self.dialler.source.clone(), self.dialler.target.node.clone());
         match event {
             Event::Welcomed(welcome) => {
-                return Ok(Some(tokio::task::spawn_blocking(move || {
-                    source.attach(&peer, &welcome).map(|()| Done::Attached)
-                })));
+                return Ok(Some(self.job(move || source.attach(&peer, &welcome).map(|()| Done::Attached))));
             }
             Event::Acked(position) => source.acked(&peer, position)?,
             Event::Heard(heartbeat) => source.heard(&peer, heartbeat, now.wall),
             Event::Rebuffed(rebuff) => {
                 let end = End::Rebuffed(rebuff.clone());
-                let told = tokio::task::spawn_blocking(move || source.rebuffed(&peer, &rebuff));
-                told.await.map_err(|_| End::OwnerGone)?;
+                self.turn.run(move || source.rebuffed(&peer, &rebuff)).await?;
                 return Err(end);
             }
             Event::Lost(reason) => return Err(reason.into()),
@@ -234,25 +270,26 @@ impl<S: Source> Dialler<S> {
     }
 
     /// Gives the session what it wants, from memory at once or from the disk by a job.
-    fn fill(
-        &self,
-        sender: &mut Sender,
-        durable: &watch::Receiver<Lsn>,
-    ) -> Result<Option<JoinHandle<Result<Done, Fault>>>, End> {
+    fn fill(&self, sender: &mut Sender, durable: &watch::Receiver<Lsn>) -> Result<Option<Job<Done>>, End> {
         let Some(want) = sender.poll_want() else { return Ok(None) };
-        if let Some(batch) = self.source.read_cached(want)? {
+        if let Some(batch) = self.dialler.source.read_cached(want)? {
             take(sender, durable, batch);
             return Ok(None);
         }
-        let source = self.source.clone();
-        Ok(Some(tokio::task::spawn_blocking(move || source.read(want).map(Done::Read))))
+        let source = self.dialler.source.clone();
+        Ok(Some(self.job(move || source.read(want).map(Done::Read))))
+    }
+
+    fn job(&self, call: impl FnOnce() -> Result<Done, Fault> + Send + 'static) -> Job<Done> {
+        let turn = self.turn.clone();
+        Box::pin(async move { Ok(turn.run(call).await??) })
     }
 
     /// Does the peer still hold, by the credentials that have just been loaded?
     fn recheck(&mut self, connection: &quinn::Connection) -> Result<(), End> {
-        let credentials = self.credentials.borrow_and_update().clone();
+        let credentials = self.dialler.credentials.borrow_and_update().clone();
         let actual = credentials.verify_peer(&peer_chain(connection), Side::Listener)?;
-        let expected = &self.target.node;
+        let expected = &self.dialler.target.node;
         if actual != *expected {
             return Err(super::tls::Error::WrongNode { expected: expected.clone(), actual }.into());
         }
@@ -264,13 +301,6 @@ impl<S: Source> Dialler<S> {
 enum Done {
     Attached,
     Read(Batch),
-}
-
-async fn finished(job: &mut Option<JoinHandle<Result<Done, Fault>>>) -> Result<Done, End> {
-    match job {
-        Some(running) => Ok(running.await.map_err(|_| End::OwnerGone)??),
-        None => std::future::pending().await,
-    }
 }
 
 fn handle_input(sender: &mut Sender, reader: &mut Reader, now: Now) {

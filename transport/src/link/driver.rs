@@ -12,8 +12,10 @@ use engine::peer::{Batch, Hello, Rebuff, Welcome};
 use engine::types::{GroupId, Lsn, Mono, Now, Position, Timestamp};
 use quinn::VarInt;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 /// One group's log on its primary, for one or more replicas.
@@ -265,6 +267,43 @@ pub(super) fn peer_chain(connection: &quinn::Connection) -> Vec<rustls::pki_type
         .and_then(|identity| identity.downcast().ok())
         .map(|chain| *chain)
         .unwrap_or_default()
+}
+
+/// Runs calls that may block on threads that may, one at a time.
+///
+/// A loop that is dropped cannot take back the call it has started. With turns, the next loop waits for that call
+/// without a thread of its own: a disk that hangs holds up one thread, however often the link is tried again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turn(Arc<Mutex<()>>);
+
+impl Turn {
+    /// Waits for the turn, then runs `call` to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`End::OwnerGone`] if it panics.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, End> {
+        let turn = self.0.clone().lock_owned().await;
+        let running = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            call()
+        });
+        running.await.map_err(|_| End::OwnerGone)
+    }
+}
+
+/// What a session waits for while it goes on.
+pub(super) type Job<T> = Pin<Box<dyn Future<Output = Result<T, End>> + Send>>;
+
+/// Waits until the job is done; if there is none, for ever.
+pub(super) async fn finished<T>(job: &mut Option<Job<T>>) -> Result<T, End> {
+    match job {
+        Some(running) => running.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for the next value. An owner that is gone changes nothing any more.

@@ -1,14 +1,19 @@
 //! One session at a time for each group of a replica.
 //!
 //! A primary whose connection is half open dials again long before the replica notices (R12). The new session
-//! then takes over, and the rule that makes this safe is kept here: judging a hello and appending a batch happen
-//! under one lock, so that the position in a welcome cannot be overtaken by a batch of an older session.
+//! then takes over, and the rules that make this safe are kept here:
+//!
+//! - Judging a hello and appending batches happen in turns, so that the position in a welcome is not overtaken by
+//!   a batch of an older session.
+//! - A session that has been replaced appends nothing more, and no longer speaks for the state of the link.
+//! - However long a sink blocks and however often a primary dials, one group holds up one thread at most.
 
-use super::driver::Sink;
+use super::driver::{End, LinkState, Sink, Turn};
 use super::tls::NodeName;
 use engine::peer::{Batch, Hello, Rebuff, Welcome};
 use engine::types::GroupId;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -26,17 +31,28 @@ impl Gates {
 
 /// Who may append to one group: the session that was welcomed last.
 pub(super) struct Gate {
-    lock: Mutex<()>,
+    turn: Turn,
     owner: watch::Sender<u64>,
+    /// Held while the state of the link is told, so that the end of an old session is not told after the
+    /// beginning of the new one.
+    telling: Mutex<()>,
 }
 
 impl Default for Gate {
     fn default() -> Gate {
-        Gate { lock: Mutex::new(()), owner: watch::Sender::new(0) }
+        Gate { turn: Turn::default(), owner: watch::Sender::new(0), telling: Mutex::default() }
     }
 }
 
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) name: NodeName,
+    pub(super) address: SocketAddr,
+}
+
 /// How an append ended that did not succeed.
+#[derive(Debug)]
 pub(super) enum Refused {
     /// A newer session was welcomed: nothing was appended.
     Replaced,
@@ -45,44 +61,63 @@ pub(super) enum Refused {
 }
 
 /// One session's right to append.
-pub(super) struct Session {
+pub(super) struct Session<S: Sink> {
     gate: Arc<Gate>,
+    sink: Arc<S>,
+    peer: Peer,
     ticket: u64,
     group: GroupId,
-    /// Changes when another session takes over.
-    owner: watch::Receiver<u64>,
+    /// Whether the end of the session was told.
+    ended: Mutex<bool>,
 }
 
 impl Gate {
     /// Lets the sink judge a hello; if it is welcomed, the session it opens replaces any other. A refused hello
-    /// changes nothing. (Blocking.)
-    pub(super) fn open<S: Sink>(
-        self: &Arc<Gate>,
-        sink: &S,
-        peer: &NodeName,
-        hello: &Hello,
-    ) -> Result<(Welcome, Session), Rebuff> {
-        let _exclusive = locked(&self.lock);
-        let welcome = sink.hello(peer, hello)?;
-        let ticket = *self.owner.borrow() + 1;
-        self.owner.send_replace(ticket);
-        let mut owner = self.owner.subscribe();
-        owner.mark_unchanged();
-        Ok((welcome, Session { gate: self.clone(), ticket, group: hello.group, owner }))
+    /// changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`End::OwnerGone`] if the sink panics.
+    pub(super) async fn open<S: Sink>(
+        self: Arc<Gate>,
+        sink: Arc<S>,
+        peer: Peer,
+        hello: Hello,
+    ) -> Result<Result<(Welcome, Arc<Session<S>>), Rebuff>, End> {
+        let turn = self.turn.clone();
+        turn.run(move || {
+            let welcome = sink.hello(&peer.name, &hello)?;
+            let (group, ended) = (hello.group, Mutex::new(false));
+            let telling = locked(&self.telling);
+            let ticket = *self.owner.borrow() + 1;
+            self.owner.send_replace(ticket);
+            tracing::info!(peer = %peer.name, address = %peer.address, %group, "the link is up");
+            sink.link_changed(&group, &peer.name, &LinkState::Streaming { address: peer.address });
+            drop(telling);
+            Ok((welcome, Arc::new(Session { gate: self, sink, peer, ticket, group, ended })))
+        })
+        .await
     }
 }
 
-impl Session {
-    /// Appends the batches in order, until one is refused. (Blocking.)
-    pub(super) fn append<S: Sink>(&self, sink: &S, batches: Vec<Batch>) -> Result<(), Refused> {
-        for batch in batches {
-            let _exclusive = locked(&self.gate.lock);
-            if *self.gate.owner.borrow() != self.ticket {
-                return Err(Refused::Replaced);
+impl<S: Sink> Session<S> {
+    /// Appends the batches in order, until one is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`End::OwnerGone`] if the sink panics.
+    pub(super) async fn append(self: Arc<Self>, batches: Vec<Batch>) -> Result<Result<(), Refused>, End> {
+        let turn = self.gate.turn.clone();
+        turn.run(move || {
+            for batch in batches {
+                if !self.owns() {
+                    return Err(Refused::Replaced);
+                }
+                self.sink.append(&self.group, batch).map_err(Refused::Rebuff)?;
             }
-            sink.append(&self.group, batch).map_err(Refused::Rebuff)?;
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
     /// The group that the session brings records for.
@@ -90,14 +125,35 @@ impl Session {
         self.group
     }
 
-    /// Tells when another session has taken over.
-    pub(super) fn takeover(&self) -> watch::Receiver<u64> {
-        self.owner.clone()
+    /// Waits until another session has taken over.
+    pub(super) async fn replaced(&self) {
+        let mut owner = self.gate.owner.subscribe();
+        // The gate lives as long as this session.
+        drop(owner.wait_for(|owner| *owner != self.ticket).await);
+    }
+
+    /// Tells that the session is over, once, if no other has taken its place.
+    pub(super) fn end(&self, why: &str) {
+        let _telling = locked(&self.gate.telling);
+        if !std::mem::replace(&mut *locked(&self.ended), true) && self.owns() {
+            tracing::info!(peer = %self.peer.name, group = %self.group, reason = why, "the link is down");
+            let state = LinkState::Down { reason: why.to_owned() };
+            self.sink.link_changed(&self.group, &self.peer.name, &state);
+        }
+    }
+
+    fn owns(&self) -> bool {
+        *self.gate.owner.borrow() == self.ticket
     }
 }
 
-/// The lock guards no data of its own, so a sink's panic in another session leaves nothing half done here: the
-/// sink has to stand it, and this session finds out by calling it.
+impl<S: Sink> Drop for Session<S> {
+    fn drop(&mut self) {
+        self.end("the listener has stopped");
+    }
+}
+
+/// The locks here guard no state that a panic could leave half changed.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -108,9 +164,12 @@ mod tests {
     use super::*;
     use engine::types::{Lsn, NodeId, Position};
 
-    /// Welcomes all but the group named "no", and counts what is appended.
+    /// Welcomes all but the group named "no", and remembers what it is told.
     #[derive(Default)]
-    struct Log(Mutex<Vec<Lsn>>);
+    struct Log {
+        appended: Mutex<Vec<Lsn>>,
+        ups: Mutex<Vec<bool>>,
+    }
 
     impl Sink for Log {
         fn hello(&self, _peer: &NodeName, hello: &Hello) -> Result<Welcome, Rebuff> {
@@ -121,53 +180,91 @@ mod tests {
         }
 
         fn append(&self, _group: &GroupId, batch: Batch) -> Result<(), Rebuff> {
+            assert_ne!(batch.first, Lsn(99), "a sink may panic");
             if batch.first == Lsn(13) {
                 return Err(Rebuff::Failed);
             }
-            locked(&self.0).push(batch.first);
+            locked(&self.appended).push(batch.first);
             Ok(())
         }
 
         fn standing(&self, _group: &GroupId) -> watch::Receiver<Standing> {
             watch::Sender::default().subscribe()
         }
+
+        fn link_changed(&self, _group: &GroupId, _peer: &NodeName, state: &LinkState) {
+            locked(&self.ups).push(matches!(state, LinkState::Streaming { .. }));
+        }
     }
 
-    fn hello(name: &str) -> Hello {
-        Hello {
+    async fn open(gates: &Gates, log: &Arc<Log>, name: &str) -> Result<Arc<Session<Log>>, Rebuff> {
+        let hello = Hello {
             name: name.to_owned(),
             group: GroupId::default(),
             node: NodeId::default(),
             history: Vec::new(),
             durable: Position::default(),
             first: Lsn(1),
-        }
+        };
+        let peer = Peer {
+            name: NodeName::new("east").expect("a name"),
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+        };
+        let opened = gates.of("orders").open(log.clone(), peer, hello).await.expect("no panic");
+        opened.map(|(_, session)| session)
     }
 
-    fn batch(lsn: u64) -> Batch {
-        Batch { first: Lsn(lsn), last: Lsn(lsn), bytes: vec![bytes::Bytes::from_static(b"x")] }
+    fn batches(lsns: &[u64]) -> Vec<Batch> {
+        let batch = |lsn: &u64| Batch {
+            first: Lsn(*lsn),
+            last: Lsn(*lsn),
+            bytes: vec![bytes::Bytes::from_static(b"x")],
+        };
+        lsns.iter().map(batch).collect()
     }
 
     /// R12: after a takeover nothing of the old session is appended, even if it does not know yet.
-    #[test]
-    fn the_session_welcomed_last_appends_alone() {
-        let (log, gates) = (Log::default(), Gates::default());
-        let peer = NodeName::new("east").expect("a name");
-        let open = |name: &str| gates.of("orders").open(&log, &peer, &hello(name));
-        let Ok((_, old)) = open("orders") else { panic!("welcome") };
-        assert!(old.append(&log, vec![batch(1), batch(2)]).is_ok());
-        // Refused, by the log: the old session is not replaced.
-        assert!(matches!(open("no"), Err(Rebuff::NoSpace)));
-        assert!(!old.takeover().has_changed().expect("the gate is there"));
-        assert!(old.append(&log, vec![batch(3)]).is_ok());
-        let Ok((_, new)) = open("orders") else { panic!("welcome") };
-        assert!(old.takeover().has_changed().expect("the gate is there"));
-        assert!(!new.takeover().has_changed().expect("the gate is there"));
-        assert!(matches!(old.append(&log, vec![batch(4)]), Err(Refused::Replaced)));
-        assert!(new.append(&log, vec![batch(5)]).is_ok());
+    #[tokio::test]
+    async fn the_session_welcomed_last_appends_alone() {
+        let (log, gates) = (Arc::new(Log::default()), Gates::default());
+        let old = open(&gates, &log, "orders").await.expect("a welcome");
+        assert!(matches!(old.clone().append(batches(&[1, 2])).await, Ok(Ok(()))));
+        // Refused by the log: the old session is not replaced.
+        assert_eq!(open(&gates, &log, "no").await.err(), Some(Rebuff::NoSpace));
+        assert!(matches!(old.clone().append(batches(&[3])).await, Ok(Ok(()))));
+        let new = open(&gates, &log, "orders").await.expect("a welcome");
+        old.replaced().await;
+        assert!(matches!(old.append(batches(&[4])).await, Ok(Err(Refused::Replaced))));
+        assert!(matches!(new.clone().append(batches(&[5])).await, Ok(Ok(()))));
         // Behind a refused batch nothing is appended.
-        let refused = new.append(&log, vec![batch(6), batch(13), batch(14)]);
-        assert!(matches!(refused, Err(Refused::Rebuff(Rebuff::Failed))));
-        assert_eq!(*locked(&log.0), [1, 2, 3, 5, 6].map(Lsn));
+        let refused = new.append(batches(&[6, 13, 14])).await;
+        assert!(matches!(refused, Ok(Err(Refused::Rebuff(Rebuff::Failed)))));
+        assert_eq!(*locked(&log.appended), [1, 2, 3, 5, 6].map(Lsn));
+    }
+
+    /// The end of a replaced session is no news about the link; that of the current one is, once.
+    #[tokio::test]
+    async fn the_last_word_about_the_link_is_the_current_sessions() {
+        let (log, gates) = (Arc::new(Log::default()), Gates::default());
+        let old = open(&gates, &log, "orders").await.expect("a welcome");
+        let new = open(&gates, &log, "orders").await.expect("a welcome");
+        old.end("replaced");
+        drop(old);
+        assert_eq!(*locked(&log.ups), [true, true]);
+        new.end("lost");
+        drop(new);
+        assert_eq!(*locked(&log.ups), [true, true, false]);
+        drop(open(&gates, &log, "orders").await.expect("a welcome"));
+        assert_eq!(*locked(&log.ups), [true, true, false, true, false]);
+    }
+
+    /// A sink that panics ends the session that called it, and no other.
+    #[tokio::test]
+    async fn a_panic_stays_in_its_session() {
+        let (log, gates) = (Arc::new(Log::default()), Gates::default());
+        let first = open(&gates, &log, "orders").await.expect("a welcome");
+        assert!(matches!(first.append(batches(&[99])).await, Err(End::OwnerGone)));
+        let second = open(&gates, &log, "orders").await.expect("a welcome");
+        assert!(matches!(second.append(batches(&[1])).await, Ok(Ok(()))));
     }
 }

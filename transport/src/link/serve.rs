@@ -7,24 +7,24 @@
 //!   [`quic::OPENING_WINDOW_BYTES`] of its data.
 //! - A name proven by a certificate gives no right. [`Grants`] does, for each (node, group) apart: at the hello,
 //!   and again whenever [`Trust`] is reloaded.
-//! - For one group one session appends, the one welcomed last (see [`super::gate`]).
+//! - For one group one session appends, the one welcomed last; an older one cannot, whatever it still receives.
 
 use super::admission::{Admission, Counters, count};
 pub use super::admission::{Counts, Grants, Trust};
-use super::driver::{Clock, Closing, Code, End, LinkState, Sink, Standing, changed, peer_chain};
-use super::gate::{Gate, Gates, Refused, Session};
+use super::driver::{Clock, Closing, Code, End, Job, Sink, Standing, changed, finished, peer_chain};
+use super::gate::{Gates, Peer, Refused, Session};
 use super::quic;
 use super::receiver::{Event, Receiver};
 use super::session::{Config as SessionConfig, Reason};
 use super::tls::{NodeName, Side};
 use super::wire::{Reader, Writer};
 use engine::peer::{Batch, Hello, Rebuff, Welcome};
-use engine::types::{GroupId, Now};
+use engine::types::Now;
 use quinn::VarInt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// The configuration of a listener.
@@ -158,17 +158,16 @@ struct Connection<S> {
     trust: watch::Receiver<Arc<Trust>>,
 }
 
-/// What a job on a thread that may block has done.
-enum Done {
-    Judged(Result<(Welcome, Arc<Session>), Rebuff>),
+/// What a job has brought.
+enum Done<S: Sink> {
+    Judged(Result<(Welcome, Arc<Session<S>>), Rebuff>),
     Appended(Result<(), Refused>),
 }
 
 /// A session's place in the replica, once it was welcomed.
-struct Place {
-    session: Arc<Session>,
+struct Place<S: Sink> {
+    session: Arc<Session<S>>,
     standing: watch::Receiver<Standing>,
-    takeover: watch::Receiver<u64>,
 }
 
 impl<S: Sink> Connection<S> {
@@ -200,7 +199,7 @@ impl<S: Sink> Connection<S> {
             End::Replaced => count(&self.shared.counters.replaced),
             _ => {}
         }
-        tracing::info!(%peer, %address, reason = %end, "the connection ended");
+        tracing::debug!(%peer, %address, reason = %end, "the connection ended");
         closing.code = Code::for_end(&end);
     }
 
@@ -225,11 +224,10 @@ impl<S: Sink> Connection<S> {
         };
         let mut reader = Reader::new(stream_in);
         let mut writer = Writer::new(stream_out);
-        let mut group = Link { sink: self.shared.sink.clone(), peer, group: None };
         let mut name = None;
-        let mut place: Option<Place> = None;
+        let mut place: Option<Place<S>> = None;
         let mut waiting: Vec<Batch> = Vec::new();
-        let mut job: Option<JoinHandle<Done>> = None;
+        let mut job: Option<Job<Done<S>>> = None;
         loop {
             let now = clock.now();
             if receiver.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -248,7 +246,7 @@ impl<S: Sink> Connection<S> {
                 match event {
                     Event::Hello(hello) => {
                         name = Some(hello.name.clone());
-                        match self.judge(peer, hello) {
+                        match self.judge(connection, peer, hello) {
                             Ok(started) => job = Some(started),
                             Err(rebuff) => receiver.handle_verdict(now, Err(rebuff)),
                         }
@@ -261,8 +259,7 @@ impl<S: Sink> Connection<S> {
                     }
                     Event::Lost(reason) => {
                         let end = self.farewell(reason, &mut receiver, &mut writer, connection).await;
-                        group.down(&end);
-                        return Err(end);
+                        return Err(ended(&place, end));
                     }
                 }
             }
@@ -270,11 +267,8 @@ impl<S: Sink> Connection<S> {
                 && !waiting.is_empty()
                 && let Some(place) = &place
             {
-                let (session, sink) = (place.session.clone(), self.shared.sink.clone());
-                let batches = std::mem::take(&mut waiting);
-                job = Some(tokio::task::spawn_blocking(move || {
-                    Done::Appended(session.append(&*sink, batches))
-                }));
+                let append = place.session.clone().append(std::mem::take(&mut waiting));
+                job = Some(Box::pin(async move { Ok(Done::Appended(append.await?)) }));
             }
             if writer.is_idle()
                 && let Some(frame) = receiver.poll_transmit()
@@ -290,11 +284,9 @@ impl<S: Sink> Connection<S> {
                             count(&self.shared.counters.welcomed);
                             place = Some(Place {
                                 standing: self.shared.sink.standing(&session.group()),
-                                takeover: session.takeover(),
-                                session: session.clone(),
+                                session,
                             });
                             connection.set_receive_window(VarInt::from_u32(self.shared.config.quic.receive_window_bytes));
-                            group.up(session.group(), connection);
                             receiver.handle_verdict(clock.now(), Ok(welcome));
                             reader.accept(receiver.accepts());
                             Ok(())
@@ -322,25 +314,26 @@ impl<S: Sink> Connection<S> {
                 () = clock.until(receiver.poll_timeout()) => Ok(()),
             };
             if let Err(end) = step {
-                group.down(&end);
-                return Err(end);
+                return Err(ended(&place, end));
             }
         }
     }
 
     /// Checks the right to the group, then lets the sink judge.
-    fn judge(&self, peer: &NodeName, hello: Hello) -> Result<JoinHandle<Done>, Rebuff> {
+    fn judge(
+        &self,
+        connection: &quinn::Connection,
+        peer: &NodeName,
+        hello: Hello,
+    ) -> Result<Job<Done<S>>, Rebuff> {
         if !self.trust.borrow().grants.allows(peer, &hello.name) {
             count(&self.shared.counters.not_allowed);
             tracing::warn!(%peer, group = ?hello.name, "a node asks for a group that it has no right to");
             return Err(Rebuff::NotAllowed);
         }
-        let gate: Arc<Gate> = self.shared.gates.of(&hello.name);
-        let (sink, peer) = (self.shared.sink.clone(), peer.clone());
-        Ok(tokio::task::spawn_blocking(move || {
-            let judged = gate.open(&*sink, &peer, &hello);
-            Done::Judged(judged.map(|(welcome, session)| (welcome, Arc::new(session))))
-        }))
+        let peer = Peer { name: peer.clone(), address: connection.remote_address() };
+        let opening = self.shared.gates.of(&hello.name).open(self.shared.sink.clone(), peer, hello);
+        Ok(Box::pin(async move { Ok(Done::Judged(opening.await?)) }))
     }
 
     /// Do the peer's identity and right still hold, by what has just been loaded?
@@ -382,41 +375,20 @@ impl<S: Sink> Connection<S> {
     }
 }
 
-/// Tells the sink when the link of a group goes up, and down again if it was up.
-struct Link<'a, S> {
-    sink: Arc<S>,
-    peer: &'a NodeName,
-    group: Option<GroupId>,
-}
-
-impl<S: Sink> Link<'_, S> {
-    fn up(&mut self, group: GroupId, connection: &quinn::Connection) {
-        let address = connection.remote_address();
-        tracing::info!(peer = %self.peer, %group, %address, "the link is up");
-        self.group = Some(group);
-        self.sink.link_changed(&group, self.peer, &LinkState::Streaming { address });
+/// Tells that the session is over, if there was one.
+fn ended<S: Sink>(place: &Option<Place<S>>, end: End) -> End {
+    if let Some(place) = place {
+        place.session.end(&end.to_string());
     }
-
-    fn down(&mut self, end: &End) {
-        if let Some(group) = self.group.take() {
-            self.sink.link_changed(&group, self.peer, &LinkState::Down { reason: end.to_string() });
-        }
-    }
-}
-
-async fn finished(job: &mut Option<JoinHandle<Done>>) -> Result<Done, End> {
-    match job {
-        Some(running) => running.await.map_err(|_| End::OwnerGone),
-        None => std::future::pending().await,
-    }
+    end
 }
 
 /// Waits until the group's standing changes, or another session takes over.
-async fn moved(place: &mut Option<Place>) -> Result<(), End> {
+async fn moved<S: Sink>(place: &mut Option<Place<S>>) -> Result<(), End> {
     let Some(place) = place else { return std::future::pending().await };
     tokio::select! {
         biased;
-        _ = place.takeover.changed() => Err(End::Replaced),
+        () = place.session.replaced() => Err(End::Replaced),
         changed = place.standing.changed() => changed.map_err(|_| End::OwnerGone),
     }
 }

@@ -270,6 +270,8 @@ struct CopyLog {
     peak_unsynced: usize,
     /// Appends wait.
     blocked: bool,
+    /// An append waits.
+    waiting: bool,
     /// Syncs happen only when asked for.
     lazy: bool,
     hellos: u64,
@@ -296,6 +298,11 @@ impl Copy {
     pub fn block(&self, blocked: bool) {
         self.log().blocked = blocked;
         self.resumed.notify_all();
+    }
+
+    /// Whether an append waits because of [`Copy::block`].
+    pub fn is_waiting(&self) -> bool {
+        self.log().waiting
     }
 
     /// From now on nothing is synced but by [`Copy::sync`], or all at once.
@@ -365,8 +372,13 @@ impl Copy {
     fn append(&self, batch: Batch) -> Result<(), Rebuff> {
         let mut log = self.log();
         while log.blocked {
-            log = self.resumed.wait(log).expect("no panic inside");
+            log.waiting = true;
+            let (held, waited) = self.resumed.wait_timeout(log, 2 * PATIENCE).expect("no panic inside");
+            // A test that failed must be able to end.
+            assert!(!waited.timed_out(), "an append was blocked and never released");
+            log = held;
         }
+        log.waiting = false;
         let bytes = batch.bytes.concat();
         let mut rest = &bytes[..];
         for lsn in batch.first.0..=batch.last.0 {
@@ -468,6 +480,24 @@ pub fn quick_serve() -> serve::Config {
         linger_ms: 1_000,
         ..serve::Config::default()
     }
+}
+
+/// As the quick ones, but no session ends because this machine is busy: for tests that count sessions.
+pub fn patient_dial() -> dial::Config {
+    dial::Config { session: patient_session(), quic: patient_quic(), connect_ms: 30_000, ..quick_dial() }
+}
+
+/// See [`patient_dial`].
+pub fn patient_serve() -> serve::Config {
+    serve::Config { session: patient_session(), quic: patient_quic(), ..quick_serve() }
+}
+
+fn patient_session() -> session::Config {
+    session::Config { silence_ms: 60_000, opening_ms: 30_000, ..quick_session() }
+}
+
+fn patient_quic() -> quic::Config {
+    quic::Config { idle_timeout_ms: 60_000, ..quick_quic() }
 }
 
 /// A replica that listens on loopback.
