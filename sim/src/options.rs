@@ -264,7 +264,7 @@ impl Options {
                 ..Link::default()
             },
             faulty,
-            healing: Span::from_secs(60),
+            healing: Span::from_secs(300),
             events: draw_events(&mut root.child("events"), nodes, faulty),
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
