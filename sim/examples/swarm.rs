@@ -5,6 +5,22 @@ use sim::trace::Keep;
 use std::collections::BTreeMap;
 
 fn main() {
+    if let Ok(name) = std::env::var("SCENARIO") {
+        let text = sim::scenario::shipped(&name).expect("it is shipped");
+        let scenario = sim::scenario::Scenario::parse(text).expect("it can be read");
+        let outcome = sim::run::run(
+            scenario.options(std::env::var("SEED").map_or(1, |seed| seed.parse().expect("a number"))),
+        );
+        println!(
+            "{} {:?} steps {} events {}",
+            outcome.verdict, outcome.figures, outcome.steps, outcome.events
+        );
+        for sample in outcome.samples.iter().step_by(8) {
+            println!("{sample:?}");
+        }
+        println!("{:#?}", outcome.counters);
+        return;
+    }
     let mut args = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
     let (first, last) = (args.next().unwrap_or(0), args.next());
     let verbose = last.is_none();

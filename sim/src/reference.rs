@@ -373,15 +373,34 @@ impl Reference {
     #[must_use]
     pub fn versions(&self, volume: usize, offset: u64, len: u64, from: Prefix) -> Vec<Vec<u8>> {
         let Some(first) = self.index(from) else { return Vec::new() };
-        let range = offset as usize..(offset + len) as usize;
-        let mut image = self.state(from);
-        let mut versions = vec![image[volume][range.clone()].to_vec()];
-        for entry in &self.entries[first..] {
-            let Operation { offset: at, volume: its, .. } = entry.operation;
-            entry.operation.apply(&mut image);
-            if its == volume && at < offset + len && offset < at + entry.operation.len() {
-                versions.push(image[volume][range.clone()].to_vec());
+        let (start, end) = (offset as usize, (offset + len) as usize);
+        let (at, image) = self.keyframes.range(..=first).next_back().expect("there is one at the start");
+        let mut bytes = image[volume][start..end].to_vec();
+        let mut versions = Vec::new();
+        for (index, entry) in self.entries.iter().enumerate().skip(*at) {
+            if index == first {
+                versions.push(bytes.clone());
             }
+            let operation = &entry.operation;
+            let from = (operation.offset as usize).max(start);
+            let to = ((operation.offset + operation.len()) as usize).min(end);
+            if operation.volume != volume || from >= to {
+                continue;
+            }
+            let target = &mut bytes[from - start..to - start];
+            match &operation.effect {
+                Effect::Write(data) => {
+                    let skip = from - operation.offset as usize;
+                    target.copy_from_slice(&data[skip..skip + target.len()]);
+                }
+                Effect::Zeros(_) => target.fill(0),
+            }
+            if index >= first {
+                versions.push(bytes.clone());
+            }
+        }
+        if first == self.entries.len() {
+            versions.push(bytes);
         }
         versions
     }
