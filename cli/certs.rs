@@ -7,7 +7,8 @@
 //! - a certificate is checked against the authority before its file is written, and again when it is loaded;
 //! - the authority's key lies apart from the nodes' files, so that it can be taken off the machine.
 //!
-//! It does not revoke: a node is shut out by taking its name out of the configurations.
+//! What a certificate means is decided by the link ([`transport::link::tls`]). It does not revoke: a node is shut
+//! out by taking its name out of the configurations.
 
 use crate::config::Certificates;
 use crate::exit::{Context, Failure};
@@ -16,18 +17,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ED25519, SanType,
 };
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// What a node's URI begins with.
-pub(crate) const NODE_URI: &str = "landfall://node/";
+use transport::link::tls::{Credentials, Pem, URI_PREFIX};
 
 /// The authority's name. It is the same everywhere, so that an issuer needs its key and nothing else.
 const AUTHORITY: &str = "Landfall certificate authority";
@@ -38,7 +32,6 @@ const NODE_YEARS: u64 = 1;
 /// The authority: its certificate and its key.
 pub(crate) struct Authority {
     pem: String,
-    der: CertificateDer<'static>,
     key: KeyPair,
 }
 
@@ -75,10 +68,9 @@ impl Authority {
     pub(crate) fn load(dir: &Path) -> Result<Authority, Failure> {
         let (certificate, key_file) = Authority::files(dir);
         let pem = read(&certificate)?;
-        let der = certificate_of(&certificate, &pem)?;
         let key = KeyPair::from_pem(&read(&key_file)?)
             .context(|| format!("{} holds no key that can be used", key_file.display()))?;
-        let authority = Authority { pem, der, key };
+        let authority = Authority { pem, key };
         // Signs something and checks it: the only proof that key and certificate belong together.
         authority.issue("probe").map_err(|failure| {
             Failure::failed(format_args!(
@@ -95,7 +87,7 @@ impl Authority {
         let certificate = Authority::params()
             .and_then(|params| params.self_signed(&key))
             .context(|| "the authority's certificate cannot be made")?;
-        Ok(Authority { pem: certificate.pem(), der: certificate.der().clone(), key })
+        Ok(Authority { pem: certificate.pem(), key })
     }
 
     fn params() -> Result<CertificateParams, rcgen::Error> {
@@ -113,7 +105,7 @@ impl Authority {
         let sign = || -> Result<rcgen::Certificate, rcgen::Error> {
             let mut params = CertificateParams::new(Vec::new())?;
             params.distinguished_name.push(DnType::CommonName, node);
-            params.subject_alt_names.push(SanType::URI(format!("{NODE_URI}{node}").try_into()?));
+            params.subject_alt_names.push(SanType::URI(format!("{URI_PREFIX}{node}").try_into()?));
             params.key_usages.push(KeyUsagePurpose::DigitalSignature);
             params.extended_key_usages =
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -122,9 +114,10 @@ impl Authority {
             params.signed_by(&key, &Issuer::from_params(&Authority::params()?, &self.key))
         };
         let certificate = sign().context(|| format!("the certificate of {node} cannot be made"))?;
-        check_chain(&self.der, certificate.der())
+        let (chain, key) = (certificate.pem(), key.serialize_pem());
+        Credentials::from_pem(pem(&self.pem, &chain, &key))
             .context(|| format!("the certificate made for {node} is not accepted"))?;
-        Ok((certificate.pem(), key.serialize_pem()))
+        Ok((chain, key))
     }
 }
 
@@ -140,21 +133,19 @@ pub(crate) fn node_files(dir: &Path, node: &str) -> Certificates {
 /// Makes a node's files in a folder, unless they are there and good.
 pub(crate) fn ensure_node(authority: &Authority, node: &str, dir: &Path) -> Result<Made, Failure> {
     let files = node_files(dir, node);
-    if both_or_none(&files.certificate, &files.key)? && files.ca.exists() {
-        let identity = Identity::load(&files, node)?;
-        if identity.ca != authority.der {
-            return Err(Failure::refused(format_args!("{} is of another authority", files.ca.display()))
-                .next("use another folder, or move the files away"));
-        }
-        return Ok(Made::Before);
+    let other = || {
+        Failure::refused(format_args!("{} is of another authority", files.ca.display()))
+            .next("use another folder, or move the files away")
+    };
+    let ca_is_there = files.ca.exists();
+    if ca_is_there && read(&files.ca)? != authority.pem {
+        return Err(other());
+    }
+    if both_or_none(&files.certificate, &files.key)? && ca_is_there {
+        return load(&files, node).map(|_| Made::Before);
     }
     make_dir(dir)?;
-    if files.ca.exists() {
-        if read(&files.ca)? != authority.pem {
-            return Err(Failure::refused(format_args!("{} is of another authority", files.ca.display()))
-                .next("use another folder, or move the files away"));
-        }
-    } else {
+    if !ca_is_there {
         write_new(&files.ca, &authority.pem, 0o644)?;
     }
     let (certificate, key) = authority.issue(node)?;
@@ -163,68 +154,23 @@ pub(crate) fn ensure_node(authority: &Authority, node: &str, dir: &Path) -> Resu
     Ok(Made::New)
 }
 
-/// What a node proves itself with, and whom it believes: loaded to be checked, before anything else is started.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the link and the front end read the same files their own way")
-)]
-pub(crate) struct Identity {
-    /// The authority's certificate.
-    pub(crate) ca: CertificateDer<'static>,
-    /// The node's own.
-    pub(crate) certificate: CertificateDer<'static>,
-    /// Its key.
-    pub(crate) key: PrivateKeyDer<'static>,
-}
-
-impl Identity {
-    /// Loads a node's files, and checks that the authority vouches for this node, now.
-    pub(crate) fn load(files: &Certificates, node: &str) -> Result<Identity, Failure> {
-        let own = files.certificate.display();
-        let ca = certificate_of(&files.ca, &read(&files.ca)?)?;
-        let certificate = certificate_of(&files.certificate, &read(&files.certificate)?)?;
-        let key = PrivateKeyDer::from_pem_slice(read(&files.key)?.as_bytes())
-            .context(|| format!("{} holds no key that can be used", files.key.display()))?;
-        check_chain(&ca, &certificate)
-            .context(|| format!("{own} is not accepted by the authority {}", files.ca.display()))
-            .map_err(|failure| failure.next("`landfall cert issue` makes a new one"))?;
-        let provider = rustls::crypto::ring::default_provider();
-        let signer = provider
-            .key_provider
-            .load_private_key(key.clone_key())
-            .context(|| format!("{} holds no key that can be used", files.key.display()))?;
-        rustls::sign::CertifiedKey::new(vec![certificate.clone()], signer)
-            .keys_match()
-            .context(|| format!("{} is not the key of {own}", files.key.display()))?;
-        if !names_node(&certificate, node) {
-            return Err(Failure::failed(format_args!("{own} is not a certificate of the node {node}"))
-                .next("set `name` under [node] to the certificate's, or issue one for this name"));
-        }
-        Ok(Identity { ca, certificate, key })
+/// Loads a node's files as the link will, and checks that the authority vouches for this node, now.
+pub(crate) fn load(files: &Certificates, node: &str) -> Result<Credentials, Failure> {
+    let (ca, chain, key) = (read(&files.ca)?, read(&files.certificate)?, read(&files.key)?);
+    let own = files.certificate.display();
+    let credentials = Credentials::from_pem(pem(&ca, &chain, &key))
+        .context(|| format!("the identity {own} with {} and {}", files.key.display(), files.ca.display()))
+        .map_err(|failure| failure.next("`landfall cert issue` makes a new one"))?;
+    if credentials.name().as_str() != node {
+        let what = format!("{own} is the certificate of the node {}, not of {node}", credentials.name());
+        return Err(Failure::failed(what)
+            .next("set `name` under [node] to the certificate's, or issue one for this name"));
     }
+    Ok(credentials)
 }
 
-/// Whether the certificate holds the node's URI: the tag of a URI among the alternative names, its length, its
-/// bytes. (A look at the own file, for a clear message. What a peer claims is judged by the link.)
-fn names_node(certificate: &CertificateDer<'_>, node: &str) -> bool {
-    let uri = format!("{NODE_URI}{node}");
-    let Ok(length) = u8::try_from(uri.len()) else { return false };
-    let mut wanted = vec![0x86, length];
-    wanted.extend_from_slice(uri.as_bytes());
-    certificate.windows(wanted.len()).any(|window| window == wanted)
-}
-
-fn check_chain(
-    ca: &CertificateDer<'static>,
-    certificate: &CertificateDer<'static>,
-) -> Result<(), rustls::Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.clone())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|err| rustls::Error::General(err.to_string()))?;
-    verifier.verify_client_cert(certificate, &[], UnixTime::now()).map(|_| ())
+fn pem<'a>(ca: &'a str, chain: &'a str, key: &'a str) -> Pem<'a> {
+    Pem { ca: ca.as_bytes(), chain: chain.as_bytes(), key: key.as_bytes(), crl: &[] }
 }
 
 fn new_key() -> Result<KeyPair, Failure> {
@@ -247,11 +193,6 @@ fn validity(params: &mut CertificateParams, years: u64) {
     let yesterday = engine::types::Timestamp(now.0.saturating_sub(86_400 * 1_000_000_000));
     params.not_before = on(time::date(yesterday), 0);
     params.not_after = on(time::date(now), years);
-}
-
-fn certificate_of(path: &Path, pem: &str) -> Result<CertificateDer<'static>, Failure> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .context(|| format!("{} holds no certificate", path.display()))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -295,7 +236,10 @@ pub(crate) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failur
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
     use std::os::unix::fs::PermissionsExt;
+    use transport::link::tls::Side;
 
     fn node(scratch: &Scratch, name: &str) -> Certificates {
         let (authority, _) = Authority::ensure(&scratch.path().join("ca")).unwrap();
@@ -308,19 +252,13 @@ mod tests {
     fn a_node_is_vouched_for_as_client_and_as_server() {
         let scratch = Scratch::new("certs").unwrap();
         let files = node(&scratch, "east");
-        let identity = Identity::load(&files, "east").unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(identity.ca.clone()).unwrap();
-        let parsed = rustls::server::ParsedCertificate::try_from(&identity.certificate).unwrap();
-        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &roots,
-            &[],
-            UnixTime::now(),
-            algorithms,
-        )
-        .unwrap();
+        let east = load(&files, "east").unwrap();
+        let west = load(&node(&scratch, "west"), "west").unwrap();
+        let chain: Vec<_> =
+            CertificateDer::pem_file_iter(&files.certificate).unwrap().collect::<Result<_, _>>().unwrap();
+        for side in [Side::Dialler, Side::Listener] {
+            assert_eq!(west.verify_peer(&chain, side).unwrap(), *east.name());
+        }
         for (path, mode) in [(&files.key, 0o600), (&files.certificate, 0o644), (&files.ca, 0o644)] {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
         }
@@ -328,6 +266,7 @@ mod tests {
         assert_eq!(fs::metadata(ca_key).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
+    /// R19.
     #[test]
     fn a_certificate_of_another_authority_name_or_key_is_refused() {
         let (here, there) = (Scratch::new("here").unwrap(), Scratch::new("there").unwrap());
@@ -336,16 +275,16 @@ mod tests {
             (
                 Certificates { ca: stranger.ca.clone(), ..east.clone() },
                 "east",
-                "is not accepted by the authority",
+                "the certificate is not valid",
             ),
-            (Certificates { key: west.key.clone(), ..east.clone() }, "east", "is not the key of"),
-            (east.clone(), "eas", "is not a certificate of the node eas"),
-            (east.clone(), "easter", "is not a certificate of the node easter"),
-            (Certificates { key: east.ca.clone(), ..east.clone() }, "east", "holds no key"),
+            (Certificates { key: west.key.clone(), ..east.clone() }, "east", "the identity cannot be used"),
+            (east.clone(), "eas", "is the certificate of the node east, not of eas"),
+            (east.clone(), "easter", "is the certificate of the node east, not of easter"),
+            (Certificates { key: east.ca.clone(), ..east.clone() }, "east", "the private key cannot be read"),
             (Certificates { certificate: east.key.clone(), ..east.clone() }, "east", "holds no certificate"),
-            (Certificates { key: here.path().join("none"), ..east.clone() }, "east", "cannot be read"),
+            (Certificates { key: here.path().join("none"), ..east.clone() }, "east", "none cannot be read"),
         ] {
-            let failure = Identity::load(&files, name).err().unwrap();
+            let failure = load(&files, name).err().unwrap();
             assert!(failure.what.contains(why), "{failure}");
         }
     }

@@ -11,13 +11,14 @@
 //!
 //! A kill at any moment is as good as a stop: the order is for those who wait, not for the data.
 
-use crate::certs::{self, Identity};
+use crate::certs;
 use crate::config::{Config, Role};
 use crate::control::{Operator, Server};
 use crate::exit::Failure;
 use crate::signal::Signals;
 use std::sync::Arc;
 use std::time::Duration;
+use transport::link::tls::Credentials;
 
 /// Which of the two commands was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,17 +46,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) fn run<N: Node + 'static>(
     config: &Config,
     expect: Expect,
-    start: impl FnOnce(&Config, Identity) -> Result<N, Failure>,
+    start: impl FnOnce(&Config, Credentials) -> Result<N, Failure>,
 ) -> Result<(), Failure> {
     abort_on_panic();
     let signals = Signals::take()?;
     check(config, expect)?;
-    let identity = Identity::load(&config.node.certificates, &config.node.name)?;
+    let credentials = certs::load(&config.node.certificates, &config.node.name)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     certs::make_dir(&config.node.data_dir)?;
-    let node = Arc::new(start(config, identity)?);
+    let node = Arc::new(start(config, credentials)?);
     let control = match Server::start(&config.node.control, Arc::clone(&node) as Arc<dyn Operator>) {
         Ok(control) => control,
         Err(failure) => {

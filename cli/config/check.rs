@@ -18,7 +18,9 @@ type Checked<T> = Result<T, Complaint>;
 
 /// Checks a file and fills in the defaults.
 pub(crate) fn check(path: &Path, file: File) -> Checked<Config> {
-    let base = path.parent().unwrap_or(Path::new(""));
+    // Absolute: paths are told to clients, which run elsewhere. It only fails for an empty path.
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let base = absolute.parent().unwrap_or(Path::new("/"));
     let mut warnings = Vec::new();
     let node = node(base, &file.node)?;
     let nbd = nbd(base, &node, &file.nbd, &mut warnings)?;

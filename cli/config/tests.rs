@@ -64,6 +64,16 @@ fn a_good_file_is_read_with_defaults_and_paths_beside_it() {
     assert_eq!(config.warnings, Vec::<String>::new());
 }
 
+#[test]
+fn a_relative_file_gives_absolute_paths() {
+    let here = std::env::current_dir().unwrap();
+    for (file, data) in [("landfall.toml", "data"), ("etc/landfall.toml", "etc/data")] {
+        let config = Config::parse(Path::new(file), GOOD).unwrap();
+        assert_eq!(config.node.data_dir, here.join(data));
+        assert_eq!(config.path, Path::new(file));
+    }
+}
+
 /// Each case: a line of [`GOOD`], what stands there instead, and the whole message.
 #[test]
 fn wrong_files_say_where_and_what_was_meant() {

@@ -372,7 +372,7 @@ struct FakeLauncher(Arc<World>);
 impl Launcher for FakeLauncher {
     fn start(&self, command: &str, config: &Path, _log: &Path) -> Result<Box<dyn Process>, Failure> {
         let config = Config::load(config)?;
-        crate::certs::Identity::load(&config.node.certificates, &config.node.name)?;
+        crate::certs::load(&config.node.certificates, &config.node.name)?;
         crate::certs::make_dir(&config.node.data_dir)?;
         let role = if command == "agent" { Role::Primary } else { Role::Replica };
         let mut servers = BTreeMap::new();
@@ -409,7 +409,7 @@ fn played(sabotage: Sabotage, image: bool) -> Result<super::Report, Failure> {
         let mut bytes = vec![7; 1_000_001];
         bytes[300_000..700_000].fill(0);
         std::fs::write(&path, bytes).unwrap();
-        path
+        (path, 1_000_448)
     });
     let options =
         Options { image, load: Duration::from_millis(400), files_bytes: 24 << 20, journal_bytes: 8 << 20 };

@@ -17,7 +17,6 @@ mod volumes;
 
 pub(crate) use logs::{inspect, verify};
 
-use crate::certs::Identity;
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
@@ -45,7 +44,7 @@ use transport::link::dial::{self, Dialler, Target};
 use transport::link::quic;
 use transport::link::serve::{self, Grants, Listener, Trust};
 use transport::link::session;
-use transport::link::tls::{Credentials, NodeName, Pem};
+use transport::link::tls::{Credentials, NodeName};
 use transport::nbd;
 use volumes::Volumes;
 
@@ -68,7 +67,7 @@ pub(crate) struct Node {
 }
 
 /// Starts a node.
-pub(crate) fn start(config: &Config, _checked: Identity) -> Result<Node, Failure> {
+pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, Failure> {
     let id = node_id(&config.node.data_dir)?;
     let disk = Disk::new(&config.node.data_dir).map_err(|error| {
         Failure::failed(format_args!("the data directory {}: {error}", config.node.data_dir.display()))
@@ -77,7 +76,7 @@ pub(crate) fn start(config: &Config, _checked: Identity) -> Result<Node, Failure
     let mut groups = BTreeMap::new();
     let mut closed = BTreeMap::new();
     for group in &config.groups {
-        match Group::open(storage.clone(), id, group) {
+        match Group::open(storage.clone(), &config.node.data_dir, id, group) {
             Ok(opened) => {
                 groups.insert(group.name.clone(), Arc::new(opened));
             }
@@ -91,7 +90,7 @@ pub(crate) fn start(config: &Config, _checked: Identity) -> Result<Node, Failure
         }
     }
     let (nbd, nbd_at) = serve_volumes(config, &groups)?;
-    let (link, listen) = start_link(config, &groups)?;
+    let (link, listen) = start_link(config, Arc::new(credentials), &groups)?;
     Ok(Node {
         name: config.node.name.clone(),
         id,
@@ -200,18 +199,9 @@ fn front_end_config(files: &config::Certificates) -> Result<Arc<rustls::ServerCo
     Ok(Arc::new(config))
 }
 
-fn credentials(files: &config::Certificates) -> Result<Credentials, Failure> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))
-    };
-    let (ca, chain, key) = (read(&files.ca)?, read(&files.certificate)?, read(&files.key)?);
-    Credentials::from_pem(Pem { ca: &ca, chain: &chain, key: &key, crl: &[] }).map_err(|error| {
-        Failure::failed(format_args!("the identity {} cannot be used: {error}", files.certificate.display()))
-    })
-}
-
 fn start_link(
     config: &Config,
+    credentials: Arc<Credentials>,
     groups: &BTreeMap<String, Arc<Group>>,
 ) -> Result<(tokio::runtime::Runtime, Option<SocketAddr>), Failure> {
     let cannot = |error: &dyn std::fmt::Display| Failure::failed(format_args!("the link: {error}"));
@@ -222,7 +212,6 @@ fn start_link(
         .build()
         .map_err(|error| cannot(&error))?;
     let _inside = runtime.enter();
-    let credentials = Arc::new(credentials(&config.node.certificates)?);
     let link = &config.link;
     let quic = quic::Config {
         max_mtu: link.max_mtu,

@@ -71,3 +71,35 @@ fn r08_a_replica_without_a_record_follows_a_new_primary() {
     replicate(&mut replica, &mut late);
     assert_eq!(late.node.durable(), replica.node.durable());
 }
+
+/// Seed 185: a replica that had adopted a reign, but none of its records, was promoted below that reign's branch:
+/// its history went back, every replica refused it, and its next start read beyond the promotion.
+#[test]
+fn r10_a_promotion_below_an_adopted_branch_leaves_that_reign_out() {
+    let (_here, _unused, mut primary, _) = pair();
+    let (there, third) = (TempDir::new(), TempDir::new());
+    let config = |node| Config {
+        replicas: vec!["west".to_owned()],
+        node: NodeId([node; 16]),
+        ..replica_config("orders")
+    };
+    let mut first = Driven::open(there.storage(), config(3)).expect("a new replica");
+    let mut second = Driven::open(third.storage(), config(4)).expect("a new replica");
+    primary.write(A, 0, &[1; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut second);
+    let behind = second.node.durable().lsn;
+    primary.write(A, 0, &[2; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut first);
+    let at = first.node.durable().lsn;
+    first.node.promote(first.now, at, Epoch(2)).expect("promoted");
+    let hello = first.node.hello().expect("it is primary");
+    let now = second.now();
+    second.node.accept(now, &hello).expect("it is welcome, though nothing was sent");
+    second.node.promote(second.now, behind, Epoch(3)).expect("promoted");
+    assert!(second.node.history().is_sorted_by_key(|reign| reign.branch.lsn), "{:?}", second.node.history());
+    drop(second);
+    let reopened = Driven::open(third.storage(), config(4)).expect("it opens");
+    assert_eq!(reopened.node.history().len(), 2);
+}

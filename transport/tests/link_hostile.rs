@@ -5,7 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::certs::{Ca, Leaf, Validity};
-use common::nodes::{Link, Origin, Replica, quick_dial, quick_serve, until};
+use common::nodes::{Link, Origin, Replica, patient_dial, patient_serve, until};
 use common::{Rng, samples};
 use engine::peer::{Hello, Rebuff};
 use engine::types::GroupId;
@@ -136,7 +136,7 @@ impl Stage {
         let grants = replica.trust.borrow().grants.clone();
         let grants = grants.and(&common::certs::name("mallory"), "mallorys");
         replica.reload(ca.node("west"), grants);
-        let link = Link::dial(ca.node("east"), &origin, replica.address, quick_dial());
+        let link = Link::dial(ca.node("east"), &origin, replica.address, patient_dial());
         origin.write(100, 1_000);
         origin.all_acked().await;
         let mallory = ca.issue("mallory", 66, Validity::Now);
@@ -163,7 +163,7 @@ impl Stage {
 /// No certificate, one of another CA, another protocol version (R18): the handshake ends there, many times over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_do_not_get_past_the_handshake() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let stranger = Ca::new().issue("east", 1, Validity::Now);
     let clients = [
         raw_client(None, ALPN),
@@ -188,7 +188,7 @@ async fn strangers_do_not_get_past_the_handshake() {
 /// With a good certificate, but against the protocol: each is told so by the code, and nothing else happens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn violations_end_the_connection_that_commits_them() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let hello = hello(&stage.own);
     let header = |kind: u8, len: u32| [&[kind, 0, 0, 0][..], &len.to_le_bytes()].concat();
     let after = |frame: Vec<u8>| [hello.clone(), frame].concat();
@@ -221,7 +221,7 @@ async fn violations_end_the_connection_that_commits_them() {
 /// A batch that looks right and holds other bytes than its LSNs say: the log's owner refuses, in a frame.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_that_are_no_records_are_refused_by_the_log() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
     let connection = stage.connect(&client).await;
     let (mut out, mut back) = connection.open_bi().await.expect("one stream is allowed");
@@ -237,7 +237,7 @@ async fn bytes_that_are_no_records_are_refused_by_the_log() {
 /// that does not exist. The running session of that group is not replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anothers_group_is_out_of_reach() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
     let unknown = Origin::new("no-such-group");
     for group in [&stage.origin, &unknown] {
@@ -265,7 +265,7 @@ async fn anothers_group_is_out_of_reach() {
 /// the opening window.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_and_windows_are_limited() {
-    let mut config = quick_serve();
+    let mut config = patient_serve();
     config.session.opening_ms = 60_000;
     let stage = Stage::set(config).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
@@ -299,7 +299,7 @@ async fn streams_and_windows_are_limited() {
 /// Slow ones: connected and silent, half a hello, a stream that is reset. Each has its deadline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_slow_are_shown_out() {
-    let mut config = quick_serve();
+    let mut config = patient_serve();
     config.session.opening_ms = 500;
     let stage = Stage::set(config).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
@@ -331,7 +331,7 @@ async fn the_slow_are_shown_out() {
 /// others are turned away, and the good session has its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_connections_are_limited() {
-    let mut config = quick_serve();
+    let mut config = patient_serve();
     config.session.opening_ms = 60_000;
     config.max_connections_per_address = 20;
     let stage = Stage::set(config).await;
@@ -361,7 +361,7 @@ async fn floods_of_connections_are_limited() {
 /// Packets that are no QUIC, parts of QUIC, and first packets of connections that never go on, from many ports.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn noise_and_abandoned_handshakes_cost_nothing() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     // A first packet as a client sends it, caught on its way.
     let trap = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let client = raw_client(None, ALPN);
@@ -405,7 +405,7 @@ async fn noise_and_abandoned_handshakes_cost_nothing() {
 /// R12: keys are updated under a running session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_survives_key_updates() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
     let connection = stage.connect(&client).await;
     let (mut out, mut back) = connection.open_bi().await.expect("one stream is allowed");
@@ -423,7 +423,7 @@ async fn a_session_survives_key_updates() {
 /// R18: a newer primary offers features and sends a frame that this version does not know and may skip.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_peer_is_understood() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
     let connection = stage.connect(&client).await;
     let (mut out, mut back) = connection.open_bi().await.expect("one stream is allowed");
@@ -445,7 +445,7 @@ async fn a_newer_peer_is_understood() {
 /// A client that asks for early data gets none: nothing that could be replayed is ever taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_early_data_and_no_tickets() {
-    let stage = Stage::set(quick_serve()).await;
+    let stage = Stage::set(patient_serve()).await;
     let client = raw_client(Some(&stage.mallory), ALPN);
     for _ in 0..3 {
         let connection = stage.connect(&client).await;

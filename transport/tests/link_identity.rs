@@ -3,7 +3,7 @@
 mod common;
 
 use common::certs::{Ca, Leaf, Validity, load, load_at, name};
-use common::nodes::{Link, Origin, Replica, quick_dial, quick_serve, until};
+use common::nodes::{Link, Origin, Replica, patient_dial, patient_serve, until};
 use engine::peer::Rebuff;
 use std::sync::Arc;
 use transport::link::serve::Grants;
@@ -16,7 +16,7 @@ async fn refused_in_the_handshake(
     replica: &Replica,
 ) -> String {
     let before = origin.told(|told| told.downs().len());
-    let link = Link::dial(credentials, origin, replica.address, quick_dial());
+    let link = Link::dial(credentials, origin, replica.address, patient_dial());
     until("it is refused, again and again", || origin.told(|told| told.downs().len()) >= before + 2).await;
     drop(link);
     assert_eq!(replica.copy(origin).hellos(), 0);
@@ -29,7 +29,7 @@ async fn refused_in_the_handshake(
 async fn an_unknown_ca_is_refused_by_either_side() {
     let [ca, stranger] = [Ca::new(), Ca::new()];
     let origin = Origin::new("orders");
-    let replica = Replica::start(&ca, &[&origin], quick_serve());
+    let replica = Replica::start(&ca, &[&origin], patient_serve());
     // The primary refuses the replica.
     let reason = refused_in_the_handshake(stranger.node("east"), &origin, &replica).await;
     assert!(reason.contains("UnknownIssuer"), "{reason}");
@@ -47,7 +47,7 @@ async fn an_unknown_ca_is_refused_by_either_side() {
 async fn certificates_out_of_their_time_are_refused() {
     let ca = Ca::new();
     let origin = Origin::new("orders");
-    let replica = Replica::start(&ca, &[&origin], quick_serve());
+    let replica = Replica::start(&ca, &[&origin], patient_serve());
     for (validity, seconds) in [(Validity::Expired, 978_400_000), (Validity::Future, 3_800_000_000)] {
         let leaf = ca.issue("east", 1, validity);
         assert!(
@@ -66,8 +66,8 @@ async fn certificates_out_of_their_time_are_refused() {
 async fn another_node_at_the_replicas_address_is_refused() {
     let ca = Ca::new();
     let origin = Origin::new("orders");
-    let replica = Replica::start(&ca, &[&origin], quick_serve());
-    let _link = Link::dial_node(ca.node("east"), &origin, replica.address, "south", quick_dial());
+    let replica = Replica::start(&ca, &[&origin], patient_serve());
+    let _link = Link::dial_node(ca.node("east"), &origin, replica.address, "south", patient_dial());
     until("it is refused", || origin.told(|told| told.downs().len()) >= 2).await;
     let reason = origin.told(|told| told.downs()[0].to_owned());
     assert!(reason.contains("west") && reason.contains("south"), "{reason}");
@@ -80,12 +80,12 @@ async fn another_node_at_the_replicas_address_is_refused() {
 async fn a_known_node_asking_for_anothers_group_is_refused() {
     let ca = Ca::new();
     let [orders, mail, nothing] = ["orders", "mail", "nothing"].map(Origin::new);
-    let replica = Replica::start(&ca, &[&orders, &mail], quick_serve());
+    let replica = Replica::start(&ca, &[&orders, &mail], patient_serve());
     let grants = Grants::none().and(&name("east"), "orders").and(&name("north"), "mail");
     replica.reload(ca.node("west"), grants);
     let mut refused = 0;
     for (node, origin) in [("east", &mail), ("north", &orders), ("east", &nothing)] {
-        let link = Link::dial(ca.node(node), origin, replica.address, quick_dial());
+        let link = Link::dial(ca.node(node), origin, replica.address, patient_dial());
         until("it is refused", || origin.told(|told| told.rebuffs.contains(&Rebuff::NotAllowed))).await;
         drop(link);
         refused += 1;
@@ -97,7 +97,7 @@ async fn a_known_node_asking_for_anothers_group_is_refused() {
         "the logs were not asked"
     );
     orders.write(10, 100);
-    let _link = Link::dial(ca.node("east"), &orders, replica.address, quick_dial());
+    let _link = Link::dial(ca.node("east"), &orders, replica.address, patient_dial());
     orders.all_acked().await;
 }
 
@@ -120,10 +120,10 @@ async fn a_reload_ends_sessions_that_no_longer_hold() {
     ];
     for (what, credentials, grants) in reloads {
         let origin = Origin::new("orders");
-        let replica = Replica::start(&ca, &[&origin], quick_serve());
+        let replica = Replica::start(&ca, &[&origin], patient_serve());
         let copy = replica.copy(&origin);
         let east = load(&both, &ca.issue("east", 2, Validity::Now), "").expect("good");
-        let _link = Link::dial(east, &origin, replica.address, quick_dial());
+        let _link = Link::dial(east, &origin, replica.address, patient_dial());
         origin.write(10, 100);
         origin.all_acked().await;
         // A reload that changes nothing for this peer ends nothing.
@@ -142,9 +142,9 @@ async fn a_reload_ends_sessions_that_no_longer_hold() {
 async fn a_primary_leaves_a_revoked_replica() {
     let ca = Ca::new();
     let origin = Origin::new("orders");
-    let replica = Replica::start(&ca, &[&origin], quick_serve());
+    let replica = Replica::start(&ca, &[&origin], patient_serve());
     let east = ca.issue("east", 2, Validity::Now);
-    let link = Link::dial(load(&ca.pem, &east, "").expect("good"), &origin, replica.address, quick_dial());
+    let link = Link::dial(load(&ca.pem, &east, "").expect("good"), &origin, replica.address, patient_dial());
     origin.write(10, 100);
     origin.all_acked().await;
     link.credentials.send_replace(load(&ca.pem, &east, "").expect("good"));
@@ -169,9 +169,9 @@ async fn a_ca_can_be_exchanged_without_an_outage() {
     let [old, new] = [Ca::new(), Ca::new()];
     let both = format!("{}{}", old.pem, new.pem);
     let origin = Origin::new("orders");
-    let replica = Replica::start(&old, &[&origin], quick_serve());
+    let replica = Replica::start(&old, &[&origin], patient_serve());
     let rights = Grants::none().and(&name("east"), "orders");
-    let link = Link::dial(old.node("east"), &origin, replica.address, quick_dial());
+    let link = Link::dial(old.node("east"), &origin, replica.address, patient_dial());
     let issue = |ca: &Ca, trusted: &str, node: &str| {
         load(trusted, &ca.issue(node, 1, Validity::Now), "").expect("good")
     };

@@ -296,7 +296,8 @@ fn load(
             branches: &state.branches,
             own: &own,
             start: state.start,
-            durable: state.durable,
+            // What was folded had been durable before: a log that ends below it has lost records.
+            durable: state.durable.max(state.horizon),
             headers_through,
             incarnation: state.incarnation,
         };

@@ -121,6 +121,8 @@ impl Node {
         let decided = self.update_state(now, |state| {
             assert!(state.role.may_become(Role::Primary), "the role was checked");
             state.role = Role::Primary;
+            // A reign that this node was told of, and that begins behind the point, is no part of this history.
+            state.history.retain(|past| past.branch.lsn <= at);
             state.history.push(reign);
             state.own.push(epoch);
             state.branches.extend(branch);

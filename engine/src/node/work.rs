@@ -40,6 +40,8 @@ const HYDRATE_STEP_BYTES: u64 = 4 << 20;
 const MAX_CATCH_UPS: u32 = 8;
 /// Segments retired by one fold.
 const FOLD_SEGMENTS: usize = 4;
+/// Segments that are kept free for what comes, by retiring points before the window's own limits say so.
+const FOLD_RESERVE_SEGMENTS: u64 = 2;
 /// The piece in which zeros are written where a guest wants its space kept.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -663,17 +665,22 @@ impl Node {
         let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
         let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
         let mut bytes: u64 = segments.iter().map(|segment| segment.end).sum();
+        // Room for what comes goes before what was: a replica whose window fills its log would stand still for ever.
+        let limits = &self.config.limits.log;
+        let reserve = limits.log_bytes.saturating_sub(FOLD_RESERVE_SEGMENTS * limits.segment_bytes);
+        let mut used = self.log.used_bytes();
         let mut upto = None;
         // The last segment is being filled.
         for segment in segments.iter().take(segments.len().saturating_sub(1)).take(FOLD_SEGMENTS + 1) {
             let old = segment.last_time.0.saturating_add(retention.age_ns) < now.wall.0;
             if segment.last > keep
                 || segment.last > self.log.durable().lsn
-                || !(bytes > retention.bytes || old)
+                || !(bytes > retention.bytes || old || used > reserve)
             {
                 break;
             }
             bytes -= segment.end;
+            used -= segment.header.len;
             if segment.last > self.state.base {
                 upto = Some(segment.last);
             }

@@ -6,6 +6,7 @@
 //! - A flush is answered from the sync thread, in the same breath as the sync that covers it.
 //! - No lock is held while a job runs or an answer is delivered.
 
+use crate::catalog::Mark;
 use crate::guest::{Completion, Later, Refusal, Reply, Request};
 use crate::io::Storage;
 use crate::log::recovery::Report;
@@ -14,11 +15,13 @@ use crate::node::primary::{Lookup, Submitted};
 use crate::node::work::Lane;
 use crate::node::{Answer, Node, Ticket, open};
 use crate::os::clock;
+use crate::os::projection::Projection;
 use crate::read::{Plan, Wait};
-use crate::types::{Now, VolumeId};
+use crate::types::{Lsn, Now, VolumeId};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,6 +30,8 @@ use std::time::Duration;
 const READERS: usize = 8;
 /// Reads that may wait for one of them; beyond, the caller waits.
 const READ_QUEUE: usize = 256;
+/// The catalog is brought up to date this often.
+const PROJECT_EVERY: Duration = Duration::from_millis(500);
 /// The longest sleep of the bulk thread.
 const BULK_NAP: Duration = Duration::from_millis(100);
 /// The longest sleep of the sync thread; it is woken for everything, so this is a precaution only.
@@ -54,8 +59,12 @@ struct Shared {
     bulk: Condvar,
     /// Background work was done: whoever had to wait for room tries again.
     progress: Condvar,
+    /// The group is to stop.
+    stopped: Condvar,
     /// `None` once the group stops, which ends the reading threads.
     reads: Mutex<Option<Sender<Read>>>,
+    /// `None` if it failed; the group goes on without.
+    catalog: Mutex<Option<Projection>>,
     observer: Observer,
 }
 
@@ -102,10 +111,18 @@ impl Group {
     pub fn open(
         storage: Arc<dyn Storage>,
         config: Config,
+        catalog: &Path,
         observer: Observer,
     ) -> Result<(Group, Report), open::Error> {
         let name = config.name.clone();
         let (node, report) = Node::open(clock::now(), storage, config)?;
+        let catalog = match Projection::open(catalog, &node) {
+            Ok(projection) => Some(projection),
+            Err(error) => {
+                tracing::warn!(group = name, %error, "there is no catalog: marks are not listed");
+                None
+            }
+        };
         let (reads, queue) = bounded(READ_QUEUE);
         let inner = Inner { node, waiting: BTreeMap::new(), stopping: false, sync_idle: false };
         let shared = Arc::new(Shared {
@@ -113,7 +130,9 @@ impl Group {
             sync: Condvar::new(),
             bulk: Condvar::new(),
             progress: Condvar::new(),
+            stopped: Condvar::new(),
             reads: Mutex::new(Some(reads)),
+            catalog: Mutex::new(catalog),
             observer,
         });
         let mut threads = Vec::new();
@@ -125,6 +144,8 @@ impl Group {
         start("log", Box::new(move || of.sync_loop()));
         let of = shared.clone();
         start("bulk", Box::new(move || of.bulk_loop()));
+        let of = shared.clone();
+        start("catalog", Box::new(move || of.catalog_loop()));
         for _ in 0..READERS {
             let queue: Receiver<Read> = queue.clone();
             start("read", Box::new(move || read_loop(&queue)));
@@ -213,6 +234,13 @@ impl Group {
         }
     }
 
+    /// The marks that can be selected, oldest first; none if there is no catalog.
+    pub fn marks(&self) -> Vec<(Lsn, Mark)> {
+        let horizon = self.peek(|node| node.state().horizon);
+        let catalog = self.shared.catalog.lock().expect("no holder of the lock panics");
+        catalog.as_ref().and_then(|projection| projection.marks(horizon).ok()).unwrap_or_default()
+    }
+
     /// Stops the threads. What was appended is durable then, unless the disk fails.
     pub fn stop(&self) {
         {
@@ -225,6 +253,7 @@ impl Group {
         self.shared.sync.notify_all();
         self.shared.bulk.notify_all();
         self.shared.progress.notify_all();
+        self.shared.stopped.notify_all();
         drop(self.shared.reads.lock().expect("no holder of the lock panics").take());
         let threads = std::mem::take(&mut *self.threads.lock().expect("no holder of the lock panics"));
         for thread in threads {
@@ -329,6 +358,35 @@ impl Shared {
             };
             inner = self.sync.wait_timeout(inner, nap).expect("no holder of the lock panics").0;
             inner.sync_idle = false;
+        }
+    }
+
+    /// Brings the catalog up to date now and then; ends with the group, or with the catalog.
+    fn catalog_loop(&self) {
+        loop {
+            let mut catalog = self.catalog.lock().expect("no holder of the lock panics");
+            let Some(projection) = catalog.as_mut() else { return };
+            let more = projection.step(&|look| look(&self.lock().node));
+            if let Err(error) = &more {
+                tracing::warn!(%error, "the catalog failed, and is made anew at the next start");
+                *catalog = None;
+                return;
+            }
+            if self.lock().stopping {
+                let _ = projection.flush();
+                return;
+            }
+            drop(catalog);
+            if !matches!(more, Ok(true)) {
+                let inner = self.lock();
+                if !inner.stopping {
+                    drop(
+                        self.stopped
+                            .wait_timeout(inner, PROJECT_EVERY)
+                            .expect("no holder of the lock panics"),
+                    );
+                }
+            }
         }
     }
 

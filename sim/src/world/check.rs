@@ -10,6 +10,7 @@ use crate::ledger::{Key, Timeline, key};
 use crate::reference::{Image, Prefix};
 use crate::rng::PPM;
 use crate::run::{NodeSample, Sample, Violation};
+use crate::workload::Alignment;
 use engine::event::Kind;
 use engine::guest::{Op, Request};
 use engine::node::config::AckPolicy;
@@ -18,6 +19,7 @@ use engine::peer::Hello;
 use engine::read::Wait;
 use engine::state::Role;
 use engine::types::{Extent, Lsn, VolumeId};
+use std::collections::BTreeMap;
 
 impl World {
     /// A program has just opened its node.
@@ -124,7 +126,7 @@ impl World {
             return Ok(());
         }
         let backings = self.images(machine, "volumes");
-        match stray_sectors(&self.timelines[&own], upto, &backings).first() {
+        match self.stray_sectors(&self.timelines[&own], upto, &backings).first() {
             None => Ok(()),
             Some((volume, sector)) => {
                 let detail = format!(
@@ -148,7 +150,7 @@ impl World {
         }
         let horizon = node.state().horizon;
         let bases = self.images(machine, "base");
-        match stray_sectors(timeline, horizon, &bases).first() {
+        match self.stray_sectors(timeline, horizon, &bases).first() {
             None => Ok(()),
             Some((volume, sector)) => {
                 let detail = format!(
@@ -593,7 +595,15 @@ impl World {
         let common = node.history().iter().zip(of.history()).take_while(|(a, b)| a == b).count();
         let ends = [node.history().get(common), of.history().get(common)];
         let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(node.durable().lsn, Lsn::min);
-        cut.next() < of.log().first() || cut < node.state().horizon || cut.next() < node.log().first()
+        // What its disk broke, and branches that leave no room until an operator decides on them.
+        let line: u64 = node.segments().iter().map(|segment| segment.header.len).sum();
+        let limits = node.log().limits();
+        let branches = node.log().used_bytes() - line;
+        self.machines[machine].damaged
+            || branches + 4 * limits.segment_bytes > limits.log_bytes
+            || cut.next() < of.log().first()
+            || cut < node.state().horizon
+            || cut.next() < node.log().first()
     }
 
     /// Whether all that can be has become one.
@@ -605,7 +615,7 @@ impl World {
     fn straggler(&self) -> Option<(usize, String)> {
         for (machine, m) in self.machines.iter().enumerate() {
             let Some(live) = &m.live else { return Some((machine, "its program does not run".to_owned())) };
-            if let Some(failed) = live.node.failed() {
+            if let Some(failed) = live.node.failed().filter(|_| !m.damaged) {
                 return Some((machine, format!("it failed: {}", failed.reason)));
             }
         }
@@ -712,32 +722,41 @@ impl World {
         }
         Ok(())
     }
-}
 
-/// The sectors that are in none of the states up to an LSN.
-fn stray_sectors(timeline: &Timeline, upto: Lsn, found: &Image) -> Vec<(usize, u64)> {
-    let mut stray: std::collections::BTreeSet<(usize, u64)> = Default::default();
-    for (volume, bytes) in found.iter().enumerate() {
-        for (sector, bytes) in bytes.chunks(512).enumerate() {
-            if bytes.iter().any(|byte| *byte != 0) {
-                stray.insert((volume, sector as u64));
+    /// The sectors that are in none of the states up to an LSN. Where guests write less than sectors, two pieces of
+    /// one sector may be applied by halves (and are applied again): then each byte has to be of some state.
+    fn stray_sectors(&self, timeline: &Timeline, upto: Lsn, found: &Image) -> Vec<(usize, u64)> {
+        let by_bytes = self.options.workload.alignment == Alignment::Bytes;
+        let mut stray: BTreeMap<(usize, u64), Vec<bool>> = BTreeMap::new();
+        for (volume, bytes) in found.iter().enumerate() {
+            for (sector, bytes) in bytes.chunks(512).enumerate() {
+                if bytes.iter().any(|byte| *byte != 0) {
+                    let zeros = bytes.iter().map(|byte| by_bytes && *byte == 0).collect();
+                    stray.insert((volume, sector as u64), zeros);
+                }
             }
         }
-    }
-    let mut image: Image = found.iter().map(|volume| vec![0; volume.len()]).collect();
-    for (_, entry) in timeline.range(..=upto) {
-        if stray.is_empty() {
-            break;
-        }
-        let operation = &entry.operation;
-        operation.apply(&mut image);
-        for sector in operation.offset / 512..(operation.offset + operation.len()).div_ceil(512) {
-            let range =
-                sector as usize * 512..((sector as usize + 1) * 512).min(image[operation.volume].len());
-            if image[operation.volume][range.clone()] == found[operation.volume][range] {
-                stray.remove(&(operation.volume, sector));
+        let mut image: Image = found.iter().map(|volume| vec![0; volume.len()]).collect();
+        for (_, entry) in timeline.range(..=upto) {
+            if stray.is_empty() {
+                break;
+            }
+            let operation = &entry.operation;
+            operation.apply(&mut image);
+            for sector in operation.offset / 512..(operation.offset + operation.len()).div_ceil(512) {
+                let place = (operation.volume, sector);
+                let Some(explained) = stray.get_mut(&place) else { continue };
+                let start = sector as usize * 512;
+                let range = start..start + explained.len();
+                let (is, has) = (&image[operation.volume][range.clone()], &found[operation.volume][range]);
+                if by_bytes {
+                    explained.iter_mut().zip(is.iter().zip(has)).for_each(|(byte, (a, b))| *byte |= a == b);
+                }
+                if is == has || by_bytes && explained.iter().all(|byte| *byte) {
+                    stray.remove(&place);
+                }
             }
         }
+        stray.into_keys().collect()
     }
-    stray.into_iter().collect()
 }

@@ -159,6 +159,9 @@ impl World {
                 return Ok(());
             }
             self.hand_over(key, volume, batch)?;
+            if self.check_power(machine)? {
+                return Ok(());
+            }
         }
         Ok(())
     }

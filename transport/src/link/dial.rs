@@ -89,7 +89,8 @@ fn take(sender: &mut Sender, durable: &watch::Receiver<Lsn>, batch: Batch) {
 impl<S: Source> Dialler<S> {
     /// Keeps the link up, until it is dropped.
     pub async fn run(self) -> Infallible {
-        let mut link = Link { dialler: self, turn: Turn::default() };
+        let state = LinkState::Connecting;
+        let mut link = Link { dialler: self, turn: Turn::default(), state, outage: None };
         link.run().await
     }
 }
@@ -98,6 +99,10 @@ impl<S: Source> Dialler<S> {
 struct Link<S> {
     dialler: Dialler<S>,
     turn: Turn,
+    /// What was told last.
+    state: LinkState,
+    /// The reason that was logged last, while the link is down.
+    outage: Option<String>,
 }
 
 impl<S: Source> Link<S> {
@@ -110,19 +115,35 @@ impl<S: Source> Link<S> {
         loop {
             match self.dialler.source.hello() {
                 Some(hello) => {
-                    self.changed(&LinkState::Connecting);
+                    self.changed(LinkState::Connecting);
                     let Err(end) = self.attempt(hello, &mut backoff).await;
-                    tracing::info!(peer = %self.dialler.target.node, reason = %end, "the link is down");
-                    self.changed(&LinkState::Down { reason: end.to_string() });
+                    self.changed(LinkState::Down { reason: end.to_string() });
                 }
-                None => self.changed(&LinkState::Idle),
+                None => self.changed(LinkState::Idle),
             }
             tokio::time::sleep(backoff.wait()).await;
         }
     }
 
-    fn changed(&self, state: &LinkState) {
-        self.dialler.source.link_changed(&self.dialler.target.node, state);
+    /// Tells of a change. An outage is logged once for each reason, not once for each attempt.
+    fn changed(&mut self, state: LinkState) {
+        let peer = &self.dialler.target.node;
+        match &state {
+            LinkState::Idle if self.state == state => return,
+            LinkState::Down { reason } if self.outage.as_ref() != Some(reason) => {
+                tracing::info!(%peer, %reason, "the link is down");
+                self.outage = Some(reason.clone());
+            }
+            LinkState::Streaming { address } => {
+                tracing::info!(%peer, %address, "the link is up");
+                self.outage = None;
+            }
+            LinkState::Idle | LinkState::Connecting | LinkState::Down { .. } => {
+                tracing::debug!(%peer, ?state, "the link is tried");
+            }
+        }
+        self.dialler.source.link_changed(peer, &state);
+        self.state = state;
     }
 
     async fn attempt(&mut self, hello: Hello, backoff: &mut Backoff) -> Result<Infallible, End> {
@@ -211,8 +232,7 @@ impl<S: Source> Link<S> {
                     match done? {
                         Done::Attached => {
                             backoff.reset();
-                            tracing::info!(peer = %self.dialler.target.node, address = %connection.remote_address(), "the link is up");
-                            self.changed(&LinkState::Streaming { address: connection.remote_address() });
+                            self.changed(LinkState::Streaming { address: connection.remote_address() });
                             sender.handle_attached();
                         }
                         Done::Read(batch) => take(&mut sender, &durable, batch),

@@ -91,6 +91,7 @@ impl Gate {
             let telling = locked(&self.telling);
             let ticket = *self.owner.borrow() + 1;
             self.owner.send_replace(ticket);
+            tracing::info!(peer = %peer.name, address = %peer.address, %group, "the link is up");
             sink.link_changed(&group, &peer.name, &LinkState::Streaming { address: peer.address });
             drop(telling);
             Ok((welcome, Arc::new(Session { gate: self, sink, peer, ticket, group, ended })))
@@ -135,6 +136,7 @@ impl<S: Sink> Session<S> {
     pub(super) fn end(&self, why: &str) {
         let _telling = locked(&self.gate.telling);
         if !std::mem::replace(&mut *locked(&self.ended), true) && self.owns() {
+            tracing::info!(peer = %self.peer.name, group = %self.group, reason = why, "the link is down");
             let state = LinkState::Down { reason: why.to_owned() };
             self.sink.link_changed(&self.group, &self.peer.name, &state);
         }

@@ -7,7 +7,7 @@
 //!   [`quic::OPENING_WINDOW_BYTES`] of its data.
 //! - A name proven by a certificate gives no right. [`Grants`] does, for each (node, group) apart: at the hello,
 //!   and again whenever [`Trust`] is reloaded.
-//! - For one group one session appends, the one welcomed last (see [`super::gate`]).
+//! - For one group one session appends, the one welcomed last; an older one cannot, whatever it still receives.
 
 use super::admission::{Admission, Counters, count};
 pub use super::admission::{Counts, Grants, Trust};
@@ -199,7 +199,7 @@ impl<S: Sink> Connection<S> {
             End::Replaced => count(&self.shared.counters.replaced),
             _ => {}
         }
-        tracing::info!(%peer, %address, reason = %end, "the connection ended");
+        tracing::debug!(%peer, %address, reason = %end, "the connection ended");
         closing.code = Code::for_end(&end);
     }
 

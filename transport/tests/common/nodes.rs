@@ -482,6 +482,24 @@ pub fn quick_serve() -> serve::Config {
     }
 }
 
+/// As the quick ones, but no session ends because this machine is busy: for tests that count sessions.
+pub fn patient_dial() -> dial::Config {
+    dial::Config { session: patient_session(), quic: patient_quic(), connect_ms: 30_000, ..quick_dial() }
+}
+
+/// See [`patient_dial`].
+pub fn patient_serve() -> serve::Config {
+    serve::Config { session: patient_session(), quic: patient_quic(), ..quick_serve() }
+}
+
+fn patient_session() -> session::Config {
+    session::Config { silence_ms: 60_000, opening_ms: 30_000, ..quick_session() }
+}
+
+fn patient_quic() -> quic::Config {
+    quic::Config { idle_timeout_ms: 60_000, ..quick_quic() }
+}
+
 /// A replica that listens on loopback.
 pub struct Replica {
     pub address: SocketAddr,

@@ -52,7 +52,7 @@ struct Shared {
     faults: Mutex<[Faults; 2]>,
     rebinds: Mutex<u64>,
     target: SocketAddr,
-    passed: Mutex<[u64; 2]>,
+    longest: Mutex<[usize; 2]>,
 }
 
 impl Relay {
@@ -64,7 +64,7 @@ impl Relay {
             faults: Mutex::default(),
             rebinds: Mutex::default(),
             target,
-            passed: Mutex::default(),
+            longest: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(socket, shared.clone(), Rng(seed)));
@@ -87,9 +87,9 @@ impl Relay {
         *self.shared.rebinds.lock().expect("no panic inside") += 1;
     }
 
-    /// Packets that got through so far.
-    pub fn passed(&self, way: Way) -> u64 {
-        self.shared.passed.lock().expect("no panic inside")[way as usize]
+    /// The longest packet that got through so far, in bytes.
+    pub fn longest(&self, way: Way) -> usize {
+        self.shared.longest.lock().expect("no panic inside")[way as usize]
     }
 }
 
@@ -172,7 +172,8 @@ fn lane(
             {
                 let packet = entry.remove();
                 if socket.send_to(&packet, to).await.is_ok() {
-                    shared.passed.lock().expect("no panic inside")[way as usize] += 1;
+                    let longest = &mut shared.longest.lock().expect("no panic inside")[way as usize];
+                    *longest = packet.len().max(*longest);
                 }
             }
         }
