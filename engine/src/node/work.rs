@@ -429,8 +429,7 @@ impl Node {
             return None;
         }
         let limits = &self.config.limits;
-        let ship =
-            self.unsynced_since.filter(|_| self.ships()).map(|since| since.plus_ms(limits.ship_delay_ms));
+        let ship = self.unsynced_since.map(|since| since.plus_ms(self.sync_delay_ms()));
         let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
         let checkpoint = Some(self.work.next_checkpoint);
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
@@ -472,13 +471,17 @@ impl Node {
         self.someone_waits()
             || self.state.role == Role::Replica
             || self.work.frozen_at.is_some_and(|at| at > self.log.durable().lsn)
-            || self.ships()
-                && (self.work.unsynced_bytes >= limits.ship_delay_bytes
-                    || now.mono >= since.plus_ms(limits.ship_delay_ms))
+            || self.ships() && self.work.unsynced_bytes >= limits.ship_delay_bytes
+            || now.mono >= since.plus_ms(self.sync_delay_ms())
     }
 
-    /// Whether records are to become durable for a replica's sake. While none listens, they do so when a guest
-    /// asks for it, and before they go to the backing.
+    /// How long a record may wait for its sync though nobody waits for that: a moment for a replica's sake, as
+    /// long as it may wait for the backing while none listens.
+    fn sync_delay_ms(&self) -> u64 {
+        let limits = &self.config.limits;
+        if self.ships() { limits.ship_delay_ms } else { limits.apply_ms }
+    }
+
     fn ships(&self) -> bool {
         self.followers.values().any(|follower| follower.connected)
     }
