@@ -27,6 +27,7 @@ pub mod options;
 pub mod reference;
 pub mod rng;
 pub mod run;
+pub mod scenario;
 pub mod trace;
 pub mod watch;
 pub mod workload;

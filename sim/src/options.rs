@@ -70,6 +70,18 @@ pub struct Planned {
     pub event: Event,
 }
 
+/// The byte that an attacker writes.
+pub const SCRAMBLE: u8 = 0xEE;
+
+/// Which point an operator chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// At this share of the window, in parts per million: the newest is a million.
+    Share(u32),
+    /// The newest that was written this long ago, by the clocks that the records carry.
+    Ago(Span),
+}
+
 /// What a region, a link, a disk or an operator does to a group. Nodes are numbers from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the nodes, the spans and the shares that the words name")]
@@ -108,13 +120,13 @@ pub enum Event {
     ClockJump { node: usize, ns: i64 },
     /// The wall clock drifts.
     ClockDrift { node: usize, ppm: i32 },
-    /// An operator promotes a node, at this share of its window.
-    Promote { node: usize, at_ppm: u32 },
+    /// An operator promotes a node.
+    Promote { node: usize, at: Point },
     /// A node's disk is lost and replaced by an empty one.
     Wipe { node: usize },
     /// A point is opened, and closed after a while.
     Pin { node: usize, at_ppm: u32, span: Span },
-    /// The guests of a node read nothing and write this: an attacker's pass over the volumes.
+    /// An attacker writes [`SCRAMBLE`] over all volumes of whoever serves.
     Scramble,
 }
 
@@ -264,7 +276,7 @@ impl Options {
                 ..Link::default()
             },
             faulty,
-            healing: Span::from_secs(60),
+            healing: Span::from_secs(300),
             events: draw_events(&mut root.child("events"), nodes, faulty),
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
@@ -336,7 +348,7 @@ fn draw_event(rng: &mut Rng, kind: usize, nodes: usize, faulty: Span) -> Event {
         15 => Event::ClockDrift { node, ppm: rng.below(100_000) as i32 - 50_000 },
         PROMOTION => {
             let at_ppm = if rng.chance(PPM / 2) { PPM } else { rng.below(u64::from(PPM)) as u32 };
-            Event::Promote { node, at_ppm }
+            Event::Promote { node, at: Point::Share(at_ppm) }
         }
         17 => Event::Pin { node, at_ppm: rng.below(u64::from(PPM)) as u32, span },
         _ if rng.chance(PPM / 2) => Event::Wipe { node },

@@ -90,6 +90,8 @@ pub struct Figures {
     pub lost_bytes: u64,
     /// Likewise: time from the outage (or the order to fail over) to the first answered write.
     pub rto: Option<Span>,
+    /// Of the first failover: an attacker's writes that are part of the new history.
+    pub attack_kept: u64,
     /// The largest lag seen, in bytes of log.
     pub max_lag_bytes: u64,
     /// Bytes of records sent over all links.

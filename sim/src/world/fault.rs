@@ -114,16 +114,16 @@ impl World {
             }
             Event::ClockJump { node, ns } => self.machines[*node].clock.jump(*ns),
             Event::ClockDrift { node, ppm } => self.machines[*node].clock.set_drift(*ppm),
-            Event::Promote { node, at_ppm } => {
+            Event::Promote { node, at: point } => {
                 if let Some(live) = &mut self.machines[*node].live {
                     let epoch = live.node.next_epoch();
-                    live.promote = Some((*at_ppm, epoch));
+                    live.promote = Some((*point, epoch));
                 }
                 self.pump(*node)?;
             }
             Event::Wipe { node } => self.wipe(*node),
             Event::Pin { node, at_ppm, span } => self.pin(*node, *at_ppm, *span)?,
-            Event::Scramble => {}
+            Event::Scramble => self.scramble()?,
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::{Ev, Result, World};
 use crate::clock::{Span, Time};
 use crate::ledger::Key;
+use crate::options::SCRAMBLE;
 use crate::reference::{Effect, FlushId, OpId, Operation, Prefix};
 use crate::rng::PPM;
 use crate::workload::{After, Step, Workload};
@@ -15,6 +16,9 @@ use engine::state::Role;
 use engine::types::{Extent, Lsn, VolumeId};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+
+/// The cookies of an attacker's requests.
+const ATTACK: u64 = 1 << 60;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -145,6 +149,27 @@ impl World {
         self.queue.push(self.now() + Span(gap.0.max(1_000)), Ev::Guest(key));
         self.hand_over(key, volume, batch)?;
         self.pump(machine)
+    }
+
+    /// An attacker with a guest's rights writes over everything.
+    pub(super) fn scramble(&mut self) -> Result {
+        let piece = self.options.workload.max_len.max(512);
+        for machine in 0..self.machines.len() {
+            let Some(key) = self.machines[machine].reign.filter(|_| self.serves(machine)) else { continue };
+            let Some(guest) = self.guests.get_mut(&key) else { continue };
+            for (volume, size) in self.options.workload.volumes.iter().enumerate() {
+                for (index, offset) in (0..*size).step_by(piece as usize).enumerate() {
+                    let cookie = ATTACK | (volume as u64) << 32 | index as u64;
+                    let data = vec![SCRAMBLE; piece.min(size - offset) as usize].into();
+                    let op = Op::Write { offset, data };
+                    guest.asked.insert(cookie, Asked::Waiting { op: op.clone() });
+                    guest.stalled.push((volume, vec![Request { cookie, op, fua: false }]));
+                }
+            }
+            self.guest_retries(machine)?;
+            self.pump(machine)?;
+        }
+        Ok(())
     }
 
     /// Tries again what the node had no room for.

@@ -5,6 +5,7 @@ use crate::clock::{NodeClock, Span, Time};
 use crate::disk::{Disk, Process};
 use crate::ledger::Key;
 use crate::net::ConnId;
+use crate::options::Point;
 use crate::reference::Death;
 use crate::rng::Rng;
 use engine::node::Node;
@@ -45,8 +46,8 @@ pub(super) struct Live {
     pub(super) dials: BTreeMap<usize, Dial>,
     pub(super) incoming: BTreeMap<ConnId, Incoming>,
     pub(super) wake: Option<Time>,
-    /// An operator waits for a moment of rest, to promote at this share of the window.
-    pub(super) promote: Option<(u32, Epoch)>,
+    /// An operator waits for a moment of rest, to promote there, under that epoch.
+    pub(super) promote: Option<(Point, Epoch)>,
     /// The supervisor ends it soon: its node has failed.
     pub(super) restarting: bool,
     /// The sync of the log that is out met an error of the disk.

@@ -5,10 +5,11 @@ use super::{Ev, Result, World};
 use crate::clock::Span;
 use crate::hash::Hash64;
 use crate::ledger::{Timeline, key};
+use crate::options::Point;
 use crate::reference::Image;
 use crate::rng::PPM;
 use engine::node::promote::PromoteError;
-use engine::types::Lsn;
+use engine::types::{Lsn, Timestamp};
 
 /// A hash of an image.
 pub(super) fn hash_of(image: &Image) -> u64 {
@@ -19,8 +20,17 @@ pub(super) fn hash_of(image: &Image) -> u64 {
 
 impl World {
     /// The LSN at a share of a node's window.
-    fn choose(&self, machine: usize, at_ppm: u32) -> Option<Lsn> {
-        let window = self.machines[machine].live.as_ref()?.node.window()?;
+    fn choose(&self, machine: usize, point: Point) -> Option<Lsn> {
+        let m = &self.machines[machine];
+        let node = &m.live.as_ref()?.node;
+        let window = node.window()?;
+        let at_ppm = match point {
+            Point::Share(ppm) => ppm,
+            Point::Ago(span) => {
+                let now = m.clock.now(self.now()).wall;
+                return node.point_at(Timestamp(now.0.saturating_sub(span.0))).ok();
+            }
+        };
         let span = u128::from(window.latest.0.saturating_sub(window.horizon.0));
         Some(Lsn(window.horizon.0 + (span * u128::from(at_ppm) / u128::from(PPM)) as u64))
     }
@@ -30,8 +40,8 @@ impl World {
         let time = self.now();
         let now = self.machines[machine].clock.now(time);
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
-        let Some((at_ppm, epoch)) = live.promote.take() else { return Ok(()) };
-        let Some(at) = self.choose(machine, at_ppm) else {
+        let Some((point, epoch)) = live.promote.take() else { return Ok(()) };
+        let Some(at) = self.choose(machine, point) else {
             self.count("promotion without a window", 1);
             return Ok(());
         };
@@ -75,7 +85,7 @@ impl World {
             }
             Err(PromoteError::Busy) => {
                 if let Some(live) = &mut self.machines[machine].live {
-                    live.promote = Some((at_ppm, epoch));
+                    live.promote = Some((point, epoch));
                 }
             }
             Err(error) => {
@@ -127,7 +137,7 @@ impl World {
 
     /// Somebody opens a point, for a while.
     pub(super) fn pin(&mut self, machine: usize, at_ppm: u32, span: Span) -> Result {
-        let Some(at) = self.choose(machine, at_ppm) else { return Ok(()) };
+        let Some(at) = self.choose(machine, Point::Share(at_ppm)) else { return Ok(()) };
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         if let Err(error) = live.node.pin(at) {
             let detail = format!("a listed point cannot be opened: {error}");

@@ -1,0 +1,35 @@
+//! The scenarios that come with Landfall.
+
+/// Their names.
+pub const NAMES: [&str; 11] = [
+    "asymmetric-partition",
+    "clock-skew",
+    "double-failure",
+    "flapping-link",
+    "long-outage-log-full",
+    "ransomware",
+    "region-outage",
+    "replica-loss",
+    "rolling-restart",
+    "slow-replica-disk",
+    "split-brain-attempt",
+];
+
+/// The text of one.
+#[must_use]
+pub fn shipped(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "asymmetric-partition" => include_str!("../../scenarios/asymmetric-partition.toml"),
+        "clock-skew" => include_str!("../../scenarios/clock-skew.toml"),
+        "double-failure" => include_str!("../../scenarios/double-failure.toml"),
+        "flapping-link" => include_str!("../../scenarios/flapping-link.toml"),
+        "long-outage-log-full" => include_str!("../../scenarios/long-outage-log-full.toml"),
+        "ransomware" => include_str!("../../scenarios/ransomware.toml"),
+        "region-outage" => include_str!("../../scenarios/region-outage.toml"),
+        "replica-loss" => include_str!("../../scenarios/replica-loss.toml"),
+        "rolling-restart" => include_str!("../../scenarios/rolling-restart.toml"),
+        "slow-replica-disk" => include_str!("../../scenarios/slow-replica-disk.toml"),
+        "split-brain-attempt" => include_str!("../../scenarios/split-brain-attempt.toml"),
+        _ => return None,
+    })
+}
