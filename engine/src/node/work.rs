@@ -387,12 +387,15 @@ impl Node {
             }
             Lane::Bulk if self.work.bulk => None,
             Lane::Bulk => {
-                let job = self
-                    .poll_make(now)
+                // What frees log files must not wait behind what cannot be had while none is freed.
+                let had_no_space = self.work.retry_at > Mono(0);
+                let make = if had_no_space { None } else { self.poll_make(now) };
+                let job = make
                     .or_else(|| self.poll_apply(now))
                     .or_else(|| self.poll_checkpoint(now))
                     .or_else(|| self.poll_fold(now))
-                    .or_else(|| self.poll_hydrate())?;
+                    .or_else(|| self.poll_hydrate())
+                    .or_else(|| if had_no_space { self.poll_make(now) } else { None })?;
                 self.work.bulk = true;
                 Some(job)
             }
@@ -488,7 +491,10 @@ impl Node {
                 self.work.applied = upto;
             }
             Done::Apply(Err(error)) => self.fail(now, format!("writing to a volume's disk failed: {error}")),
-            Done::Make(Ok(spare)) => self.log.finish_make(spare),
+            Done::Make(Ok(spare)) => {
+                self.work.retry_at = Mono(0);
+                self.log.finish_make(spare);
+            }
             Done::Make(Err(error)) => self.cannot_now(now, &error.to_string()),
             Done::Checkpoint(Ok(())) => {
                 self.take_state();
@@ -526,7 +532,6 @@ impl Node {
     }
 
     fn poll_make(&mut self, now: Now) -> Option<Job> {
-        // What frees log files must not wait behind what cannot be had while none is freed.
         if now.mono < self.work.retry_at {
             return None;
         }
