@@ -49,7 +49,8 @@ fn next_job(node: &mut Driven, name: &str) -> Job {
     for _ in 0..100 {
         node.now.mono.0 += 10_000_000_000;
         node.sync();
-        if let Some(job) = node.node.poll_job(node.now, Lane::Bulk) {
+        for lane in Lane::ALL {
+            let Some(job) = node.node.poll_job(node.now, lane) else { continue };
             if job.name() == name {
                 return job;
             }
