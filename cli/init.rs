@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! DIR/landfall.toml            the configuration
-//! DIR/ca/ca.pem, ca.key        the authority (not with --join); keep the key off the nodes
-//! DIR/certificates/            this node's identity
+//! DIR/certificates/            this node's identity; if it was issued elsewhere and stands there, it is used
+//! DIR/ca/ca.pem, ca.key        else a new authority, or with --join another's; keep the key off the nodes
 //! DIR/data/                    made by the daemon
 //! ```
 //!
@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 struct Report {
     node: String,
     config: PathBuf,
-    authority: PathBuf,
+    /// Absent if the identity was issued elsewhere.
+    authority: Option<PathBuf>,
     certificates: PathBuf,
     /// Nothing was changed.
     already: bool,
@@ -41,17 +42,24 @@ pub(crate) fn init(arguments: &args::Init, form: Form) -> Result<(), Failure> {
         let mut text = format!("node           {}\n", report.node);
         text += &format!("configuration  {}\n", report.config.display());
         text += &format!("certificates   {}\n", report.certificates.display());
-        text += &format!("authority      {}\n", report.authority.display());
+        if let Some(authority) = &report.authority {
+            text += &format!("authority      {}\n", authority.display());
+        }
         text
     })?;
     if form == Form::Text && !report.already {
+        let config = report.config.display();
         human::say(format_args!(
-            "next: look through the configuration, then `landfall agent --config {0}` (or `replica`).\n\
-             A second node takes its identity from the same authority: `landfall init --join {1}`.\n\
-             Keep {1}/ca.key off the nodes: whoever has it can be any node.",
-            report.config.display(),
-            report.authority.display()
+            "next: look through the configuration, then `landfall agent --config {config}` (or `replica`)."
         ));
+        if let Some(authority) = &report.authority {
+            human::say(format_args!(
+                "Another node's identity: `landfall cert issue NODE --ca {0} --out DIR`; carry DIR there as\n\
+                 `certificates` and run `landfall init` beside it. Keep {0}/ca.key off the nodes: whoever has it\n\
+                 can be any node.",
+                authority.display()
+            ));
+        }
     }
     Ok(())
 }
@@ -76,7 +84,8 @@ fn prepare(arguments: &args::Init) -> Result<Report, Failure> {
             ))
             .next("use another --dir for another node"));
         }
-        return Ok(Report { node, config, authority: authority_dir, certificates, already: true });
+        let authority = authority_dir.exists().then_some(authority_dir);
+        return Ok(Report { node, config, authority, certificates, already: true });
     }
     let node = arguments.name.clone().unwrap_or_else(host_name);
     let text = template(arguments, &node).render();
@@ -94,11 +103,20 @@ fn prepare(arguments: &args::Init) -> Result<Report, Failure> {
         what: format!("these arguments do not fit together: {}", failure.what),
         ..failure
     })?;
-    let authority = match &arguments.join {
-        Some(_) => Authority::load(&authority_dir)?,
-        None => Authority::ensure(&authority_dir)?.0,
+    let own = certs::node_files(&certificates, &node);
+    let issued =
+        arguments.join.is_none() && [&own.ca, &own.certificate, &own.key].iter().all(|file| file.exists());
+    let authority_dir = if issued {
+        certs::load(&own, &node)?;
+        authority_dir.exists().then_some(authority_dir)
+    } else {
+        let authority = match &arguments.join {
+            Some(_) => Authority::load(&authority_dir)?,
+            None => Authority::ensure(&authority_dir)?.0,
+        };
+        certs::ensure_node(&authority, &node, &certificates)?;
+        Some(authority_dir)
     };
-    certs::ensure_node(&authority, &node, &certificates)?;
     certs::write_new(&config, &text, 0o644)?;
     Ok(Report { node, config, authority: authority_dir, certificates, already: false })
 }

@@ -109,6 +109,21 @@ fn init_writes_what_two_nodes_need_once() {
     assert_eq!(ca("east"), ca("west"));
 }
 
+/// The authority's key need not leave its place: the identity is issued there and carried over.
+#[test]
+fn init_takes_an_identity_that_was_issued_elsewhere() {
+    let dir = Dir::new();
+    expect(&landfall(&dir, "init --dir east --name east"), 0, "ca.key off the nodes");
+    expect(&landfall(&dir, "cert issue west --ca east/ca --out west/certificates"), 0, "west.pem");
+    let issued = fs::read(dir.path("west/certificates/west.key")).unwrap();
+    expect(&landfall(&dir, "init --dir west --name west --peer east --group db"), 0, "landfall.toml");
+    assert_eq!(files(&dir.path("west")), ["certificates", "landfall.toml"]);
+    assert_eq!(fs::read(dir.path("west/certificates/west.key")).unwrap(), issued);
+    // Another node's identity is not taken for one's own: this makes an authority, which the other's `ca.pem` forbids.
+    expect(&landfall(&dir, "cert issue west --ca east/ca --out north/certificates"), 0, "west.pem");
+    expect(&landfall(&dir, "init --dir north --name north"), 3, "is of another authority");
+}
+
 #[test]
 fn init_that_was_cut_off_is_finished_and_half_a_pair_is_reported() {
     let dir = Dir::new();

@@ -409,7 +409,7 @@ fn played(sabotage: Sabotage, image: bool) -> Result<super::Report, Failure> {
         let mut bytes = vec![7; 1_000_001];
         bytes[300_000..700_000].fill(0);
         std::fs::write(&path, bytes).unwrap();
-        path
+        (path, 1_000_448)
     });
     let options =
         Options { image, load: Duration::from_millis(400), files_bytes: 24 << 20, journal_bytes: 8 << 20 };

@@ -37,7 +37,7 @@ use crate::args::{self, Global};
 use crate::certs::Authority;
 use crate::control::Client;
 use crate::control::api::{At, Failover, Hold, LinkState, MountRequest, Promotion, State};
-use crate::exit::{Code, Context, Failure};
+use crate::exit::{Context, Failure};
 use crate::human::{self, say};
 use crate::point::Point;
 use crate::progress::Progress;
@@ -66,8 +66,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is played.
 struct Options {
-    /// The user's own image.
-    image: Option<PathBuf>,
+    /// The user's own image, and the size of a volume that takes it.
+    image: Option<(PathBuf, u64)>,
     /// How long the load runs before it goes all out.
     load: Duration,
     /// Size of the volume with the filesystem.
@@ -78,6 +78,8 @@ struct Options {
 
 /// Carries it out. Code 4 if a check fails.
 pub(crate) fn run(global: &Global, arguments: &args::Demo) -> Result<(), Failure> {
+    // What cannot be played is said before anything is made.
+    let image_bytes = arguments.image.as_deref().map(image::volume_bytes).transpose()?;
     let mut scratch = match &arguments.dir {
         Some(dir) => Scratch::at(dir)?,
         None => Scratch::new("demo")?,
@@ -86,15 +88,14 @@ pub(crate) fn run(global: &Global, arguments: &args::Demo) -> Result<(), Failure
         scratch.keep();
     }
     let options = Options {
-        image: arguments.image.clone(),
+        image: arguments.image.clone().zip(image_bytes),
         load: Duration::from_secs(arguments.seconds),
         files_bytes: 48 << 20,
         journal_bytes: 32 << 20,
     };
     let result = play(&OwnExecutable, scratch.path(), &options);
     let good = result.as_ref().is_ok_and(Report::ok);
-    let usage = result.as_ref().is_err_and(|failure| failure.code == Code::Usage);
-    if !good && !usage {
+    if !good {
         // What went wrong is in there.
         scratch.keep();
     }
@@ -138,13 +139,12 @@ impl Sample {
 
 fn play(launcher: &dyn Launcher, dir: &Path, options: &Options) -> Result<Report, Failure> {
     let story = Story { started: Instant::now() };
-    let image_bytes = options.image.as_deref().map(image::volume_bytes).transpose()?;
     story.tell(format_args!("two nodes in {}: identities, configurations, processes", dir.display()));
     let authority = Authority::ensure(&dir.join("ca"))?.0;
     let mut west = Node::start(launcher, dir, &authority, REPLICA, &nodes::replica_group())?;
     let listen = west.wait("the start", |status| status.node.listen)?;
     let mut volumes = vec![(FILES, options.files_bytes), (JOURNAL, options.journal_bytes)];
-    volumes.extend(image_bytes.map(|bytes| (IMAGE, bytes)));
+    volumes.extend(options.image.iter().map(|(_, bytes)| (IMAGE, *bytes)));
     let group = nodes::primary_group(listen, &volumes);
     let mut east = Node::start(launcher, dir, &authority, PRIMARY, &group)?;
     let (endpoint, volumes) = east.wait("the connection to the replica", |status| {
@@ -155,7 +155,7 @@ fn play(launcher: &dyn Launcher, dir: &Path, options: &Options) -> Result<Report
     })?;
     let volume = |name| Served::find(&endpoint, &volumes, name);
 
-    if let Some(path) = &options.image {
+    if let Some((path, _)) = &options.image {
         let copied = image::copy(path, &volume(IMAGE)?)?;
         story.tell(format_args!("{} copied onto a protected volume: {}", path.display(), Bytes(copied)));
     }
@@ -204,7 +204,7 @@ fn play(launcher: &dyn Launcher, dir: &Path, options: &Options) -> Result<Report
     };
     let taken_over = state.as_ref().map(|verdict| verdict.prefixes).ok();
     checks.push(Check::of("the state that was taken over", state.map(|verdict| words(&verdict))));
-    if let Some(path) = &options.image {
+    if let Some((path, _)) = &options.image {
         checks.push(Check::of("your image, byte for byte", compare(path, &volume(IMAGE)?)?));
     }
     checks.push(Check::of("new writes on the promoted volumes", write_and_read_back(&served[1])?));

@@ -16,6 +16,7 @@ use engine::peer::{Batch, Hello, Rebuff, Welcome};
 use engine::state;
 use engine::types::{GroupId, Lsn, NodeId, Position, Timestamp};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -132,6 +133,7 @@ fn refusing(node: &Node) -> Option<Rebuff> {
 impl Group {
     pub(super) fn open(
         storage: Arc<dyn Storage>,
+        data_dir: &Path,
         node: NodeId,
         config: &config::Group,
     ) -> Result<Group, Failure> {
@@ -141,6 +143,7 @@ impl Group {
         let opened = runtime::Group::open(
             storage,
             engine_config(node, config)?,
+            &data_dir.join("groups").join(&config.name).join("catalog"),
             Box::new(move |node| observer.update(node)),
         );
         let (engine, report) = opened.map_err(|error| {

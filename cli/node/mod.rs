@@ -76,7 +76,7 @@ pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, F
     let mut groups = BTreeMap::new();
     let mut closed = BTreeMap::new();
     for group in &config.groups {
-        match Group::open(storage.clone(), id, group) {
+        match Group::open(storage.clone(), &config.node.data_dir, id, group) {
             Ok(opened) => {
                 groups.insert(group.name.clone(), Arc::new(opened));
             }

@@ -4,8 +4,8 @@ use super::Node;
 use super::groups::{Group, LinkInfo};
 use crate::config::Config;
 use crate::control::api::{
-    At, Branch, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Moment, Node as ShownNode, Plan,
-    Points, Positions, Reign, Replica, Role, State, Status, Stretch, Upstream, Volume, Window,
+    At, Branch, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Moment, Node as ShownNode,
+    Plan, Points, Positions, Reign, Replica, Role, State, Status, Stretch, Upstream, Volume, Window,
 };
 use crate::point::Point;
 use crate::time;
@@ -228,7 +228,15 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
         last: At { lsn: branch.last, time: Moment(Timestamp(0)) },
         size: Stretch { writes: branch.last.0 - branch.after.lsn.0, bytes: 0, ms: 0 },
     });
-    Ok(Points { group: report.name.clone(), window, reigns, marks: Vec::new(), branches: branches.collect() })
+    let marks = group.engine.marks().into_iter();
+    let marks = marks.map(|(lsn, mark)| Mark { at: At { lsn, time: Moment(mark.time) }, name: mark.name });
+    Ok(Points {
+        group: report.name.clone(),
+        window,
+        reigns,
+        marks: marks.collect(),
+        branches: branches.collect(),
+    })
 }
 
 /// What a failover to a point would do and cost.

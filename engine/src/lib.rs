@@ -18,7 +18,23 @@
 //! | [`node`] | one group on one node: roles, requests, replication, points, background work |
 //! | [`catalog`] | marks, times and cursors: what is looked up in a log |
 //! | [`faulty`] | a storage around another that fails on demand, for tests |
+//! | `planted` | mistakes on purpose, for the tests of the simulator |
 //! | `os` | the real files, clock and catalog, behind the feature of that name |
+
+/// Whether a mistake is made on purpose here: see `planted`.
+#[cfg(feature = "planted")]
+macro_rules! planted {
+    ($mistake:ident) => {
+        crate::planted::is(crate::planted::Mistake::$mistake)
+    };
+}
+/// Never.
+#[cfg(not(feature = "planted"))]
+macro_rules! planted {
+    ($mistake:ident) => {
+        false
+    };
+}
 
 pub mod catalog;
 pub mod event;
@@ -32,6 +48,8 @@ pub mod node;
 pub mod os;
 pub mod overlay;
 pub mod peer;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod read;
 pub mod state;
 pub mod types;

@@ -272,11 +272,18 @@ impl Options {
     }
 }
 
+/// The kind of [`draw_event`] that is a promotion.
+const PROMOTION: usize = 16;
+
 /// Draws which kinds of faults there are, and when they strike.
 fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
     let count = *rng.pick(&[0_u64, 1, 3, 6, 10, 16]);
-    let weights: Vec<u32> =
+    let mut weights: Vec<u32> =
         (0..19).map(|_| if rng.chance(400_000) { 1 + rng.below(4) as u32 } else { 0 }).collect();
+    // What the whole is for comes up in half of the runs.
+    if rng.chance(PPM / 4) {
+        weights[PROMOTION] += 4;
+    }
     let mut events = Vec::new();
     if weights.iter().all(|weight| *weight == 0) {
         return events;
@@ -286,7 +293,7 @@ fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
         let event = draw_event(rng, rng.clone().weighted(&weights), nodes, faulty);
         // Disasters like company: sometimes the next one strikes at nearly the same moment.
         if matches!(event, Event::Promote { .. }) && rng.chance(PPM / 4) {
-            let other = draw_event(rng, 16, nodes, faulty);
+            let other = draw_event(rng, PROMOTION, nodes, faulty);
             events.push(Planned { at: at + Span(rng.below(2_000_000)), event: other });
         }
         events.push(Planned { at, event });
@@ -327,7 +334,7 @@ fn draw_event(rng: &mut Rng, kind: usize, nodes: usize, faulty: Span) -> Event {
         13 => Event::Rot { node },
         14 => Event::ClockJump { node, ns: (rng.below(10_000_000_000_000) as i64) - 5_000_000_000_000 },
         15 => Event::ClockDrift { node, ppm: rng.below(100_000) as i32 - 50_000 },
-        16 => {
+        PROMOTION => {
             let at_ppm = if rng.chance(PPM / 2) { PPM } else { rng.below(u64::from(PPM)) as u32 };
             Event::Promote { node, at_ppm }
         }

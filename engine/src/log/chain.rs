@@ -59,6 +59,9 @@ impl Tip {
         if header.lsn != self.lsn.next() {
             return Err(Break::Lsn { expected: self.lsn.next(), found: header.lsn });
         }
+        if planted!(SkipChainCheck) {
+            return Ok(());
+        }
         if header.previous != self.checksum {
             return Err(Break::Chain);
         }

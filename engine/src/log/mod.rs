@@ -185,7 +185,11 @@ pub struct Synced {
 impl Sync {
     /// Syncs the files. An error of one is an error of all.
     pub fn run(self) -> Synced {
-        Synced { upto: self.upto, result: self.files.iter().try_for_each(|file| file.sync()) }
+        let sync = |file: &Arc<dyn File>| match file.sync() {
+            Err(_) if planted!(RetryFailedSync) => file.sync(),
+            result => result,
+        };
+        Synced { upto: self.upto, result: self.files.iter().try_for_each(sync) }
     }
 }
 
@@ -405,6 +409,9 @@ impl Log {
             records.push((header, at));
             at = end;
         }
+        if planted!(DropLastOfBatch) && records.len() > 1 {
+            records.pop();
+        }
         Ok(records)
     }
 
@@ -462,7 +469,7 @@ impl Log {
             return Err(Error::Full { limit_bytes: self.limits.log_bytes });
         }
         if self.folder.spares() == 0 {
-            let spare = self.folder.make().run(Fill::Reserve).map_err(|e| Error::NoSegment(Arc::new(e)))?;
+            let spare = self.folder.make(Fill::Reserve).run().map_err(|e| Error::NoSegment(Arc::new(e)))?;
             self.folder.add_spare(spare);
         }
         match self.folder.begin(self.group, epoch, self.tip) {
@@ -553,7 +560,11 @@ impl Log {
     pub fn begin_make(&mut self, wanted: usize) -> Option<segment::Make> {
         let in_use = self.used_bytes() + self.folder.spares() as u64 * self.limits.segment_bytes;
         let allowed = in_use + self.limits.segment_bytes <= self.limits.log_bytes;
-        (self.folder.spares() < wanted && allowed && self.failure.is_none()).then(|| self.folder.make())
+        (self.folder.spares() < wanted && allowed && self.failure.is_none()).then(|| {
+            // With none in hand, records come faster than zeros could be written ahead of them.
+            let fill = if self.folder.spares() == 0 { Fill::Reserve } else { Fill::Zeros };
+            self.folder.make(fill)
+        })
     }
 
     /// Takes the file that was made.
@@ -619,8 +630,13 @@ impl Log {
         if let Some(last) = self.line.last_mut() {
             last.cut(at.lsn, end_of_record);
         }
+        let behind = self.tip.lsn;
         self.tip = at;
         self.durable = at;
+        if planted!(RenumberAfterCut) {
+            self.tip.lsn = behind;
+            self.durable.lsn = behind;
+        }
         self.page.clear();
         self.must_begin = true;
         self.recent.clear();
@@ -642,7 +658,7 @@ fn one_piece(mut pieces: Vec<Bytes>) -> Bytes {
 /// # Errors
 /// Of the files; nothing is left behind then but, at worst, a leftover that the next start removes.
 pub fn make_spare(make: segment::Make) -> std::io::Result<Spare> {
-    make.run(Fill::Zeros)
+    make.run()
 }
 
 /// Opens a folder for a log. Internal to recovery.

@@ -205,21 +205,18 @@ impl Log {
     /// Durable records from `from` on.
     #[must_use]
     pub fn read(&self, from: Lsn, max_bytes: usize) -> Stretch {
-        if from > self.durable.lsn {
+        let upto = if planted!(ShipBeforeDurable) { self.tip.lsn } else { self.durable.lsn };
+        if from > upto {
             return Stretch::UpToDate;
         }
-        if let Some(batch) = self.recent.read(self.seed, from, self.durable.lsn, max_bytes) {
+        if let Some(batch) = self.recent.read(self.seed, from, upto, max_bytes) {
             return Stretch::Ready(batch);
         }
         let segment = self.line.iter().rev().find(|segment| segment.header.first <= from);
         match segment {
-            Some(segment) => Stretch::OnDisk(Read {
-                segment: segment.clone(),
-                seed: self.seed,
-                from,
-                upto: self.durable.lsn,
-                max_bytes,
-            }),
+            Some(segment) => {
+                Stretch::OnDisk(Read { segment: segment.clone(), seed: self.seed, from, upto, max_bytes })
+            }
             None => Stretch::Gone,
         }
     }

@@ -84,6 +84,7 @@ impl Node {
     #[must_use]
     pub fn plan_point(&self, id: VolumeId, at: Lsn, extent: Extent) -> Option<Plan> {
         debug_assert!(self.pins.contains_key(&at), "a point is opened before it is read");
+        let at = if planted!(MovingPoint) { self.log.durable().lsn } else { at };
         let volume = self.volumes.get(&id)?;
         extent.fits(volume.spec.size).then(|| self.plan_at(id, at, extent)).flatten()
     }

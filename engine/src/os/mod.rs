@@ -6,6 +6,7 @@
 //! | [`catalog`] | the catalog on disk |
 //! | [`clock`] | the time |
 //! | [`disk`] | names in a folder, and the lock: [`crate::io::Storage`] |
+//! | [`projection`] | the catalog kept up with the log |
 //! | [`runtime`] | a node on threads |
 //! | `file` | an open file or block device: [`crate::io::File`] |
 
@@ -13,4 +14,5 @@ pub mod catalog;
 pub mod clock;
 pub mod disk;
 mod file;
+pub mod projection;
 pub mod runtime;

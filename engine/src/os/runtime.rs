@@ -1,4 +1,4 @@
-//! A [`Node`] on real threads: one that syncs the log, one for bulk work, a few that wait for disks on behalf of
+//! A [`Node`] on real threads: one for each lane of its work, a few that wait for disks on behalf of
 //! reads. Everything they do is the node's own [`Job`](crate::node::work::Job)s; no decision is made here.
 //!
 //! - A plain write, and a read that memory or the page cache can serve, run on the caller's thread, under one short
@@ -6,6 +6,7 @@
 //! - A flush is answered from the sync thread, in the same breath as the sync that covers it.
 //! - No lock is held while a job runs or an answer is delivered.
 
+use crate::catalog::Mark;
 use crate::guest::{Completion, Later, Refusal, Reply, Request};
 use crate::io::Storage;
 use crate::log::recovery::Report;
@@ -14,11 +15,13 @@ use crate::node::primary::{Lookup, Submitted};
 use crate::node::work::Lane;
 use crate::node::{Answer, Node, Ticket, open};
 use crate::os::clock;
+use crate::os::projection::Projection;
 use crate::read::{Plan, Wait};
-use crate::types::{Now, VolumeId};
+use crate::types::{Lsn, Now, VolumeId};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,6 +30,8 @@ use std::time::Duration;
 const READERS: usize = 8;
 /// Reads that may wait for one of them; beyond, the caller waits.
 const READ_QUEUE: usize = 256;
+/// The catalog is brought up to date this often.
+const PROJECT_EVERY: Duration = Duration::from_millis(500);
 /// The longest sleep of the bulk thread.
 const BULK_NAP: Duration = Duration::from_millis(100);
 /// The longest sleep of the sync thread; it is woken for everything, so this is a precaution only.
@@ -51,11 +56,17 @@ struct Inner {
 struct Shared {
     inner: Mutex<Inner>,
     sync: Condvar,
+    make: Condvar,
+    apply: Condvar,
     bulk: Condvar,
     /// Background work was done: whoever had to wait for room tries again.
     progress: Condvar,
+    /// The group is to stop.
+    stopped: Condvar,
     /// `None` once the group stops, which ends the reading threads.
     reads: Mutex<Option<Sender<Read>>>,
+    /// `None` if it failed; the group goes on without.
+    catalog: Mutex<Option<Projection>>,
     observer: Observer,
 }
 
@@ -102,18 +113,30 @@ impl Group {
     pub fn open(
         storage: Arc<dyn Storage>,
         config: Config,
+        catalog: &Path,
         observer: Observer,
     ) -> Result<(Group, Report), open::Error> {
         let name = config.name.clone();
         let (node, report) = Node::open(clock::now(), storage, config)?;
+        let catalog = match Projection::open(catalog, &node) {
+            Ok(projection) => Some(projection),
+            Err(error) => {
+                tracing::warn!(group = name, %error, "there is no catalog: marks are not listed");
+                None
+            }
+        };
         let (reads, queue) = bounded(READ_QUEUE);
         let inner = Inner { node, waiting: BTreeMap::new(), stopping: false, sync_idle: false };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             sync: Condvar::new(),
+            make: Condvar::new(),
+            apply: Condvar::new(),
             bulk: Condvar::new(),
             progress: Condvar::new(),
+            stopped: Condvar::new(),
             reads: Mutex::new(Some(reads)),
+            catalog: Mutex::new(catalog),
             observer,
         });
         let mut threads = Vec::new();
@@ -124,7 +147,13 @@ impl Group {
         let of = shared.clone();
         start("log", Box::new(move || of.sync_loop()));
         let of = shared.clone();
-        start("bulk", Box::new(move || of.bulk_loop()));
+        start("make", Box::new(move || of.work_loop(Lane::Make, &of.make)));
+        let of = shared.clone();
+        start("apply", Box::new(move || of.work_loop(Lane::Apply, &of.apply)));
+        let of = shared.clone();
+        start("bulk", Box::new(move || of.work_loop(Lane::Bulk, &of.bulk)));
+        let of = shared.clone();
+        start("catalog", Box::new(move || of.catalog_loop()));
         for _ in 0..READERS {
             let queue: Receiver<Read> = queue.clone();
             start("read", Box::new(move || read_loop(&queue)));
@@ -165,7 +194,7 @@ impl Group {
             }
             // What is answered already must not wait for room.
             let answered = std::mem::take(ready);
-            self.shared.bulk.notify_one();
+            self.shared.apply.notify_one();
             drop(inner);
             if !answered.is_empty() {
                 later.complete(answered);
@@ -213,6 +242,13 @@ impl Group {
         }
     }
 
+    /// The marks that can be selected, oldest first; none if there is no catalog.
+    pub fn marks(&self) -> Vec<(Lsn, Mark)> {
+        let horizon = self.peek(|node| node.state().horizon);
+        let catalog = self.shared.catalog.lock().expect("no holder of the lock panics");
+        catalog.as_ref().and_then(|projection| projection.marks(horizon).ok()).unwrap_or_default()
+    }
+
     /// Stops the threads. What was appended is durable then, unless the disk fails.
     pub fn stop(&self) {
         {
@@ -223,8 +259,11 @@ impl Group {
             inner.stopping = true;
         }
         self.shared.sync.notify_all();
+        self.shared.make.notify_all();
+        self.shared.apply.notify_all();
         self.shared.bulk.notify_all();
         self.shared.progress.notify_all();
+        self.shared.stopped.notify_all();
         drop(self.shared.reads.lock().expect("no holder of the lock panics").take());
         let threads = std::mem::take(&mut *self.threads.lock().expect("no holder of the lock panics"));
         for thread in threads {
@@ -300,8 +339,11 @@ impl Shared {
         if wants_sync {
             self.sync.notify_one();
         }
-        if inner.node.is_due(now, Lane::Bulk) {
-            self.bulk.notify_one();
+        for (lane, woken) in [(Lane::Make, &self.make), (Lane::Apply, &self.apply), (Lane::Bulk, &self.bulk)]
+        {
+            if inner.node.is_due(now, lane) {
+                woken.notify_one();
+            }
         }
     }
 
@@ -332,15 +374,45 @@ impl Shared {
         }
     }
 
-    fn bulk_loop(&self) {
+    /// Brings the catalog up to date now and then; ends with the group, or with the catalog.
+    fn catalog_loop(&self) {
+        loop {
+            let mut catalog = self.catalog.lock().expect("no holder of the lock panics");
+            let Some(projection) = catalog.as_mut() else { return };
+            let more = projection.step(&|look| look(&self.lock().node));
+            if let Err(error) = &more {
+                tracing::warn!(%error, "the catalog failed, and is made anew at the next start");
+                *catalog = None;
+                return;
+            }
+            if self.lock().stopping {
+                let _ = projection.flush();
+                return;
+            }
+            drop(catalog);
+            if !matches!(more, Ok(true)) {
+                let inner = self.lock();
+                if !inner.stopping {
+                    drop(
+                        self.stopped
+                            .wait_timeout(inner, PROJECT_EVERY)
+                            .expect("no holder of the lock panics"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Does one lane's work, but for syncs.
+    fn work_loop(&self, lane: Lane, woken: &Condvar) {
         let mut inner = self.lock();
         while !inner.stopping {
             let now = clock::now();
-            if inner.node.is_filled() {
+            if lane == Lane::Bulk && inner.node.is_filled() {
                 // Reading the log back takes a moment, once in a promotion's life.
                 let _ = inner.node.end_hydration(now);
             }
-            if let Some(job) = inner.node.poll_job(now, Lane::Bulk) {
+            if let Some(job) = inner.node.poll_job(now, lane) {
                 drop(inner);
                 let done = job.run();
                 inner = self.lock();
@@ -353,7 +425,7 @@ impl Shared {
                 inner = self.lock();
                 continue;
             }
-            inner = self.bulk.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics").0;
+            inner = woken.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics").0;
         }
     }
 }

@@ -175,7 +175,10 @@ impl Driven {
             self.sync();
             // What cannot be done is tried again and again; time goes on here, so there must be an end to it.
             for _ in 0..200 {
-                let Some(job) = self.node.poll_job(self.now, Lane::Bulk) else { break };
+                let job = [Lane::Make, Lane::Apply, Lane::Bulk]
+                    .into_iter()
+                    .find_map(|lane| self.node.poll_job(self.now, lane));
+                let Some(job) = job else { break };
                 let done = job.run();
                 let now = self.now();
                 self.node.finish(now, done);

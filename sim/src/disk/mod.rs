@@ -304,6 +304,12 @@ impl Disk {
         self.state().injected.clone()
     }
 
+    /// How many syncs were made to fail.
+    #[must_use]
+    pub fn failed_syncs(&self) -> u64 {
+        self.state().injected.get("failed sync").copied().unwrap_or_default()
+    }
+
     /// The paths of all files.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {

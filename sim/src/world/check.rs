@@ -645,7 +645,7 @@ impl World {
                         return Some((machine, format!("it stands at LSN {at}, the primary at {}", tip.lsn)));
                     }
                 }
-                Role::Primary if machine != *winner => {
+                Role::Primary if machine != *winner && !m.damaged => {
                     return Some((machine, "it still serves, though a newer primary does".to_owned()));
                 }
                 Role::Primary => {}

@@ -251,6 +251,12 @@ impl World {
                     format!("a {} node answered a change with success", role.name()),
                 ));
             }
+            let durably = all.iter().any(|request| {
+                request.cookie == completion.cookie && (request.fua || request.op == Op::Flush)
+            });
+            if ok && durably {
+                self.invariant_honest_acknowledgement(machine, key, completion.cookie)?;
+            }
             let answer = completion.result.map(|_| ());
             self.answer_later(machine, life, key, completion.cookie, answer, latency)?;
         }

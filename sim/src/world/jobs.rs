@@ -82,6 +82,7 @@ impl World {
                     wake: None,
                     promote: None,
                     restarting: false,
+                    sync_failed: false,
                     pins: Vec::new(),
                 };
                 m.live = Some(live);
@@ -283,10 +284,10 @@ impl World {
         if live.promote.is_some() {
             return Ok(false);
         }
-        for lane in [Lane::Sync, Lane::Bulk] {
+        for lane in Lane::ALL {
             let idle = match lane {
                 Lane::Sync => live.sync.is_idle(),
-                Lane::Bulk => live.bulk.is_idle(),
+                Lane::Make | Lane::Apply | Lane::Bulk => live.bulk.is_idle(),
             };
             if !idle {
                 continue;
@@ -297,7 +298,13 @@ impl World {
             let _ = m.disk.take_latency();
             // It takes effect at the start of its time or at the end, and its machine may die in between.
             let (slot, takes) = if m.rng.chance(PPM / 2) {
+                let before = m.disk.failed_syncs();
                 let done = job.run();
+                if let Some(live) = &mut m.live
+                    && lane == Lane::Sync
+                {
+                    live.sync_failed |= m.disk.failed_syncs() > before;
+                }
                 (Slot::Ran(done), m.disk.take_latency())
             } else {
                 (Slot::ToRun(job), Span(m.rng.below(2_000_000)))
@@ -313,7 +320,7 @@ impl World {
             let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
             match lane {
                 Lane::Sync => live.sync = slot,
-                Lane::Bulk => live.bulk = slot,
+                Lane::Make | Lane::Apply | Lane::Bulk => live.bulk = slot,
             }
             return Ok(true);
         }
@@ -330,11 +337,21 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let slot = match lane {
             Lane::Sync => std::mem::replace(&mut live.sync, Slot::Idle),
-            Lane::Bulk => std::mem::replace(&mut live.bulk, Slot::Idle),
+            Lane::Make | Lane::Apply | Lane::Bulk => std::mem::replace(&mut live.bulk, Slot::Idle),
         };
         let done = match slot {
             Slot::Idle => return Ok(()),
-            Slot::ToRun(job) => job.run(),
+            Slot::ToRun(job) => {
+                let m = &mut self.machines[machine];
+                let before = m.disk.failed_syncs();
+                let done = job.run();
+                if let Some(live) = &mut m.live
+                    && lane == Lane::Sync
+                {
+                    live.sync_failed |= m.disk.failed_syncs() > before;
+                }
+                done
+            }
             Slot::Ran(done) => done,
         };
         if self.check_power(machine)? {
@@ -349,6 +366,7 @@ impl World {
             return Ok(());
         }
         if is_sync {
+            self.invariant_failed_sync_is_final(machine)?;
             self.trace(machine, "durable", &[("lsn", durable.lsn.0)]);
         }
         if folded {
@@ -357,6 +375,18 @@ impl World {
         self.invariant_points_stay_retired(machine)?;
         self.progress(machine);
         self.pump(machine)
+    }
+
+    /// Guarantee 8: once a sync of a log file has failed, the group is in its failed state, and no sync of the same
+    /// file that succeeds later means anything.
+    fn invariant_failed_sync_is_final(&mut self, machine: usize) -> Result {
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        let failed = std::mem::take(&mut live.sync_failed);
+        if failed && live.node.failed().is_none() {
+            let detail = "a sync of the log failed, and the node goes on".to_owned();
+            return Err(self.broken("invariant_failed_sync_is_final", machine, detail));
+        }
+        Ok(())
     }
 
     /// Something was done that may have made room.

@@ -49,6 +49,8 @@ pub(super) struct Live {
     pub(super) promote: Option<(u32, Epoch)>,
     /// The supervisor ends it soon: its node has failed.
     pub(super) restarting: bool,
+    /// The sync of the log that is out met an error of the disk.
+    pub(super) sync_failed: bool,
     pub(super) pins: Vec<Pin>,
 }
 

@@ -1,0 +1,64 @@
+//! Mistakes on purpose: the simulator has to find each of them, or it proves nothing.
+//!
+//! Only with the feature `planted`, which no production build has; without it `planted!` is the word `false`, and
+//! nothing of this is compiled. A mistake is made by the thread that [`plant`]ed it, and by no other.
+
+use std::cell::Cell;
+
+/// What can be done wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mistake {
+    /// A flush is answered when its records are appended.
+    AcknowledgeBeforeSync,
+    /// Records are shipped when they are appended.
+    ShipBeforeDurable,
+    /// Writes are applied to the backing before they are durable.
+    ApplyBeforeDurable,
+    /// A record of the right number is taken for the next one, whatever it continues.
+    SkipChainCheck,
+    /// A primary of an older epoch is let in.
+    AcceptOlderEpoch,
+    /// The base image is written before its points are retired.
+    FoldBeforeRetiring,
+    /// A sync that failed is tried again.
+    RetryFailedSync,
+    /// The name of a new segment file is not made durable.
+    ForgetDirectorySync,
+    /// A replica appends all of a batch but its last record.
+    DropLastOfBatch,
+    /// After a cut the numbers go on where they had been.
+    RenumberAfterCut,
+    /// A point shows what is newest.
+    MovingPoint,
+}
+
+impl Mistake {
+    /// All of them.
+    pub const ALL: [Mistake; 11] = [
+        Mistake::AcknowledgeBeforeSync,
+        Mistake::ShipBeforeDurable,
+        Mistake::ApplyBeforeDurable,
+        Mistake::SkipChainCheck,
+        Mistake::AcceptOlderEpoch,
+        Mistake::FoldBeforeRetiring,
+        Mistake::RetryFailedSync,
+        Mistake::ForgetDirectorySync,
+        Mistake::DropLastOfBatch,
+        Mistake::RenumberAfterCut,
+        Mistake::MovingPoint,
+    ];
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Mistake>> = const { Cell::new(None) };
+}
+
+/// From now on this thread makes that mistake, or none.
+pub fn plant(mistake: Option<Mistake>) {
+    PLANTED.set(mistake);
+}
+
+/// Whether this thread makes that mistake.
+pub(crate) fn is(mistake: Mistake) -> bool {
+    PLANTED.get() == Some(mistake)
+}
