@@ -217,9 +217,9 @@ impl StateFile {
                 file,
                 current: Current::new(state, sequence, place),
             })),
-            // Made, but never written, or the first write was cut off: the second place is only written once the
-            // first is durable. We died before anything could depend on it.
-            None if blank[1] => Ok(None),
+            // Made, but never written, or the first write was cut off, which comes once the file has its length; the
+            // second place is only written once the first is durable. We died before anything could depend on it.
+            None if blank[1] && (blank[0] || len == PLACES * PLACE_BYTES as u64) => Ok(None),
             None => Err(Error::Damaged { path: path.to_owned() }),
         }
     }

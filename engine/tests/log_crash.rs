@@ -245,7 +245,7 @@ fn w26_a_primary_cut_at_every_change() {
         let (disk, mut reference) = (CrashDisk::new(), Reference::default());
         disk.cut_after(calls);
         let ended = story::live_as_primary(disk.storage(), &mut reference, 11);
-        assert_eq!(ended.is_err(), disk.is_cut(), "call {calls}: {ended:?}");
+        assert!(ended.is_ok() || disk.is_cut(), "call {calls}: {ended:?}");
         let mut random = Random(calls + 1);
         for (number, outcome) in disk.outcomes(SAMPLES, &mut random).iter().enumerate() {
             let what = format!("cut after {calls} changes, outcome {number}");
@@ -257,7 +257,7 @@ fn w26_a_primary_cut_at_every_change() {
         // Only the process died: nothing that was answered is gone.
         let killed = disk.killed();
         story::check_primary(killed.storage(), &story::primary(), &reference, reference.answered, "killed");
-        if ended.is_ok() {
+        if !disk.is_cut() {
             assert!(calls > 100, "the story is longer than that: {calls}");
             break;
         }
@@ -291,7 +291,7 @@ fn w26_a_replica_cut_at_every_change() {
         let (disk, mut promises) = (CrashDisk::new(), Promises::default());
         disk.cut_after(calls);
         let ended = story::live_as_replica(disk.storage(), &mut first, &mut second, &mut promises);
-        assert_eq!(ended.is_err(), disk.is_cut(), "call {calls}: {ended:?}");
+        assert!(ended.is_ok() || disk.is_cut(), "call {calls}: {ended:?}");
         let mut random = Random(calls + 1);
         for (number, outcome) in disk.outcomes(SAMPLES, &mut random).iter().enumerate() {
             let what = format!("cut after {calls} changes, outcome {number}");
@@ -300,7 +300,7 @@ fn w26_a_replica_cut_at_every_change() {
             });
             story::check_replica(outcome.storage(), &mut first, &mut second, &promises, &what);
         }
-        if ended.is_ok() {
+        if !disk.is_cut() {
             assert!(calls > 100, "the story is longer than that: {calls}");
             break;
         }
@@ -324,7 +324,7 @@ fn w26_a_promotion_cut_at_every_change() {
         let (disk, mut reference) = (fed.killed(), source.reference.from(at));
         disk.cut_after(calls);
         let ended = story::live_as_promoted(disk.storage(), at, &mut reference, 9);
-        assert_eq!(ended.is_err(), disk.is_cut(), "call {calls}: {ended:?}");
+        assert!(ended.is_ok() || disk.is_cut(), "call {calls}: {ended:?}");
         let mut random = Random(calls + 1);
         for (number, outcome) in disk.outcomes(SAMPLES, &mut random).iter().enumerate() {
             let what = format!("cut after {calls} changes, outcome {number}");
@@ -333,7 +333,7 @@ fn w26_a_promotion_cut_at_every_change() {
             });
             story::check_promoted(outcome.storage(), at, &source, &reference, reference.promised, &what);
         }
-        if ended.is_ok() {
+        if !disk.is_cut() {
             assert!(calls > 60, "the story is longer than that: {calls}");
             break;
         }

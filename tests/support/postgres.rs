@@ -2,9 +2,11 @@
 //! needs root here.
 
 use super::tool;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Where the server's programs are: Debian keeps them, by version, out of the search path.
 pub fn bin_dir() -> Option<PathBuf> {
@@ -29,7 +31,8 @@ pub struct Cluster {
     data: PathBuf,
     /// A folder for its socket and its log, elsewhere: what was acknowledged is known by more than the volume.
     run: PathBuf,
-    running: bool,
+    /// The server's process, while it runs.
+    server: Option<Pid>,
 }
 
 impl Cluster {
@@ -37,7 +40,7 @@ impl Cluster {
     pub fn at(mount: &Path, run: &Path) -> Cluster {
         std::fs::create_dir_all(run).expect("a folder can be made");
         give_to_postgres(run);
-        Cluster { data: mount.join("cluster"), run: run.to_owned(), running: false }
+        Cluster { data: mount.join("cluster"), run: run.to_owned(), server: None }
     }
 
     /// Makes it, with checksums on all its pages.
@@ -55,6 +58,13 @@ impl Cluster {
     /// Starts it, through recovery if it was not stopped cleanly, and waits until it takes connections.
     #[track_caller]
     pub fn start(&mut self) {
+        // A copy has the number of the original's server in it, which runs yet, or some other process has it now.
+        match std::fs::remove_file(self.data.join("postmaster.pid")) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                panic!("{}: {err}", self.data.display())
+            }
+            _ => {}
+        }
         let options = format!(
             "-c listen_addresses='' -c unix_socket_directories='{}' -c shared_buffers=64MB",
             self.run.display()
@@ -74,17 +84,31 @@ impl Cluster {
             "{start:?}: {status}\n{}",
             std::fs::read_to_string(&log).unwrap_or_default()
         );
-        self.running = true;
+        let file = std::fs::read_to_string(self.data.join("postmaster.pid")).expect("a server writes it");
+        let number = file.lines().next().and_then(|line| line.parse().ok()).expect("its first line");
+        self.server = Pid::from_raw(number);
     }
 
-    /// Ends it as a power cut would: what it did not sync, it has lost.
-    #[track_caller]
+    /// Ends it without a chance to write anything more.
     pub fn stop_at_once(&mut self) {
-        self.running = false;
-        let mut stop = self.server_command("pg_ctl");
-        tool::check(
-            stop.args(["stop", "--silent", "--mode=immediate", "--timeout=60", "-D"]).arg(&self.data),
-        );
+        let Some(server) = self.server.take() else { return };
+        // Its own way of an immediate end, for all of its processes; its disk may be gone, so by the number.
+        let ended = |within: Duration| {
+            let start = Instant::now();
+            // A process that nobody has waited for yet is as good as ended.
+            while Path::new(&format!("/proc/{}/exe", server.as_raw_nonzero())).exists() {
+                if start.elapsed() > within {
+                    return false;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            true
+        };
+        let _ = kill_process(server, Signal::QUIT);
+        if !ended(Duration::from_secs(10)) {
+            let _ = kill_process(server, Signal::KILL);
+            ended(Duration::from_secs(10));
+        }
     }
 
     /// What a statement answers.
@@ -136,14 +160,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.running {
-            // Its disk may be gone, so it must not wait for a checkpoint.
-            let mut stop = self.server_command("pg_ctl");
-            let _ = stop
-                .args(["stop", "--silent", "--mode=immediate", "--timeout=20", "-D"])
-                .arg(&self.data)
-                .output();
-        }
+        self.stop_at_once();
     }
 }
 

@@ -469,7 +469,7 @@ impl Log {
             return Err(Error::Full { limit_bytes: self.limits.log_bytes });
         }
         if self.folder.spares() == 0 {
-            let spare = self.folder.make().run(Fill::Reserve).map_err(|e| Error::NoSegment(Arc::new(e)))?;
+            let spare = self.folder.make(Fill::Reserve).run().map_err(|e| Error::NoSegment(Arc::new(e)))?;
             self.folder.add_spare(spare);
         }
         match self.folder.begin(self.group, epoch, self.tip) {
@@ -560,7 +560,11 @@ impl Log {
     pub fn begin_make(&mut self, wanted: usize) -> Option<segment::Make> {
         let in_use = self.used_bytes() + self.folder.spares() as u64 * self.limits.segment_bytes;
         let allowed = in_use + self.limits.segment_bytes <= self.limits.log_bytes;
-        (self.folder.spares() < wanted && allowed && self.failure.is_none()).then(|| self.folder.make())
+        (self.folder.spares() < wanted && allowed && self.failure.is_none()).then(|| {
+            // With none in hand, records come faster than zeros could be written ahead of them.
+            let fill = if self.folder.spares() == 0 { Fill::Reserve } else { Fill::Zeros };
+            self.folder.make(fill)
+        })
     }
 
     /// Takes the file that was made.
@@ -654,7 +658,7 @@ fn one_piece(mut pieces: Vec<Bytes>) -> Bytes {
 /// # Errors
 /// Of the files; nothing is left behind then but, at worst, a leftover that the next start removes.
 pub fn make_spare(make: segment::Make) -> std::io::Result<Spare> {
-    make.run(Fill::Zeros)
+    make.run()
 }
 
 /// Opens a folder for a log. Internal to recovery.

@@ -208,7 +208,7 @@ impl Folder {
     }
 
     /// A job that makes one more spare.
-    pub(super) fn make(&mut self) -> Make {
+    pub(super) fn make(&mut self, fill: Fill) -> Make {
         let slot = self.next_slot;
         self.next_slot += 1;
         Make {
@@ -217,6 +217,7 @@ impl Folder {
             path: self.path(slot),
             slot,
             len: self.segment_bytes,
+            fill,
         }
     }
 
@@ -273,11 +274,12 @@ pub struct Make {
     path: String,
     slot: u32,
     len: u64,
+    fill: Fill,
 }
 
 impl Make {
-    pub(super) fn run(self, fill: Fill) -> Result<Spare> {
-        let made = self.try_run(fill);
+    pub(super) fn run(self) -> Result<Spare> {
+        let made = self.try_run();
         if made.is_err() {
             // No room, most likely: do not hold on to what there was. Should this fail too, or should we die
             // here, the file is a leftover for the next start.
@@ -286,13 +288,13 @@ impl Make {
         made
     }
 
-    fn try_run(&self, fill: Fill) -> Result<Spare> {
+    fn try_run(&self) -> Result<Spare> {
         if self.slot > MAX_SLOT {
             return Err(Error::other(format!("{}: its number is beyond {MAX_SLOT}", self.path)));
         }
         let file = self.storage.open(&self.path, OpenMode::Create)?;
         file.allocate(self.len)?;
-        if fill == Fill::Zeros {
+        if self.fill == Fill::Zeros {
             let zeros = vec![0; FILL_BYTES];
             let mut at = 0;
             while at < self.len {

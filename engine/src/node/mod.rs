@@ -285,6 +285,9 @@ impl Node {
         if error.is_no_space() {
             return Refusal::NoSpace;
         }
+        if let log::Error::TooLong { .. } = error {
+            return Refusal::Invalid;
+        }
         if let log::Error::Failed(failure) = error {
             self.fail(
                 now,

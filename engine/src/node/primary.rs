@@ -136,8 +136,7 @@ impl Node {
 
     /// Whether writes have to wait for the backing.
     fn overlay_is_full(&self) -> bool {
-        let active: u64 = self.volumes.values().map(|volume| volume.active.bytes()).sum();
-        active >= self.config.limits.overlay_bytes
+        self.active_bytes() >= self.config.limits.overlay_bytes
     }
 
     /// Logs the mutations of a batch and answers what can be answered. Returns those that have to wait for room.

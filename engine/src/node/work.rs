@@ -1,7 +1,8 @@
 //! What a node does in the background: syncs, applies, checkpoints, folds, fills the disks of a promoted node.
 //!
-//! A [`Job`] holds all that it needs and runs without the node; [`Node::finish`] takes it back. There are two
-//! lanes, so that a sync never waits behind bulk work: at most one job of each is out at a time.
+//! A [`Job`] holds all that it needs and runs without the node; [`Node::finish`] takes it back. There are several
+//! lanes, so that a sync never waits behind bulk work, nor the backing behind a checkpoint: at most one job of each
+//! is out at a time.
 //!
 //! What a power cut leaves at each step:
 //!
@@ -50,8 +51,17 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 pub enum Lane {
     /// Syncs of the log: what flushes and replicas wait for.
     Sync,
+    /// Files for the log, made ahead.
+    Make,
+    /// What guests wrote, to the backing.
+    Apply,
     /// Everything else.
     Bulk,
+}
+
+impl Lane {
+    /// All lanes, the most urgent first.
+    pub const ALL: [Lane; 4] = [Lane::Sync, Lane::Make, Lane::Apply, Lane::Bulk];
 }
 
 /// A pass over what changed: the LSN it leads to, and the volume and byte that come next.
@@ -66,6 +76,8 @@ struct CatchUp {
 pub(crate) struct Work {
     syncing: bool,
     bulk: bool,
+    making: bool,
+    applying: bool,
     /// A guest has written since the last flush barrier in the log.
     pub(crate) written_since_barrier: bool,
     /// Bytes of records that no sync covers.
@@ -91,6 +103,8 @@ impl Work {
         Work {
             syncing: false,
             bulk: false,
+            making: false,
+            applying: false,
             written_since_barrier: true,
             unsynced_bytes: 0,
             dirty: true,
@@ -113,7 +127,7 @@ impl Work {
     }
 
     pub(crate) fn is_busy(&self) -> bool {
-        self.syncing || self.bulk
+        self.syncing || self.bulk || self.applying
     }
 
     pub(crate) fn applied(&self) -> Lsn {
@@ -393,18 +407,19 @@ impl Node {
                 self.unsynced_since = None;
                 Some(Job::Sync(sync))
             }
-            Lane::Bulk if self.work.bulk => None,
-            Lane::Bulk => {
-                let job = self
-                    .poll_make(now)
-                    .or_else(|| self.poll_apply(now))
-                    .or_else(|| self.poll_checkpoint(now))
-                    .or_else(|| self.poll_fold(now))
-                    .or_else(|| self.poll_hydrate())?;
-                self.work.bulk = true;
-                Some(job)
-            }
+            Lane::Make => self.poll_make(now),
+            Lane::Apply => self.poll_apply(now),
+            Lane::Bulk => self.poll_bulk(now),
         }
+    }
+
+    fn poll_bulk(&mut self, now: Now) -> Option<Job> {
+        if self.work.bulk {
+            return None;
+        }
+        let job = self.poll_checkpoint(now).or_else(|| self.poll_fold(now)).or_else(|| self.poll_hydrate());
+        self.work.bulk = job.is_some();
+        job
     }
 
     /// When to poll again though nothing happens; `None` if there is nothing to wait for.
@@ -414,7 +429,7 @@ impl Node {
             return None;
         }
         let limits = &self.config.limits;
-        let ship = self.unsynced_since.map(|since| since.plus_ms(limits.ship_delay_ms));
+        let ship = self.unsynced_since.map(|since| since.plus_ms(self.sync_delay_ms()));
         let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
         let checkpoint = Some(self.work.next_checkpoint);
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
@@ -429,16 +444,19 @@ impl Node {
         }
         match lane {
             Lane::Sync => !self.work.syncing && self.sync_is_due(now),
-            Lane::Bulk if self.work.bulk || now.mono < self.work.retry_at => false,
-            Lane::Bulk => {
-                let active: u64 = self.volumes.values().map(|volume| volume.active.bytes()).sum();
-                let limits = &self.config.limits;
-                match self.work.frozen_at {
-                    Some(at) => at <= self.log.durable().lsn,
-                    None => active >= limits.apply_bytes || self.is_hydrating(),
-                }
-            }
+            Lane::Make => !self.work.making && now.mono >= self.work.retry_at && self.wants_segments(),
+            Lane::Apply if self.work.applying => false,
+            Lane::Apply => match self.work.frozen_at {
+                Some(at) => at <= self.log.durable().lsn,
+                None => self.active_bytes() >= self.config.limits.apply_bytes,
+            },
+            Lane::Bulk => !self.work.bulk && self.is_hydrating(),
         }
+    }
+
+    /// Bytes of writes that no freeze has taken yet.
+    pub(crate) fn active_bytes(&self) -> u64 {
+        self.volumes.values().map(|volume| volume.active.bytes()).sum()
     }
 
     /// Whether records wait for a sync at all.
@@ -452,9 +470,20 @@ impl Node {
         let Some(since) = self.unsynced_since else { return false };
         self.someone_waits()
             || self.state.role == Role::Replica
-            || self.work.unsynced_bytes >= limits.ship_delay_bytes
             || self.work.frozen_at.is_some_and(|at| at > self.log.durable().lsn)
-            || now.mono >= since.plus_ms(limits.ship_delay_ms)
+            || self.ships() && self.work.unsynced_bytes >= limits.ship_delay_bytes
+            || now.mono >= since.plus_ms(self.sync_delay_ms())
+    }
+
+    /// How long a record may wait for its sync though nobody waits for that: a moment for a replica's sake, as
+    /// long as it may wait for the backing while none listens.
+    fn sync_delay_ms(&self) -> u64 {
+        let limits = &self.config.limits;
+        if self.ships() { limits.ship_delay_ms } else { limits.apply_ms }
+    }
+
+    fn ships(&self) -> bool {
+        self.followers.values().any(|follower| follower.connected)
     }
 
     /// Syncs the log here and now.
@@ -486,9 +515,9 @@ impl Node {
                         self.fail(now, format!("the log failed, {failure}"));
                     }
                 }
-                return;
             }
             Done::Apply(Ok(upto)) => {
+                self.work.applying = false;
                 for volume in self.volumes.values_mut() {
                     volume.frozen = None;
                 }
@@ -496,25 +525,36 @@ impl Node {
                 self.work.applied = upto;
             }
             Done::Apply(Err(error)) => self.fail(now, format!("writing to a volume's disk failed: {error}")),
-            Done::Make(Ok(spare)) => self.log.finish_make(spare),
-            Done::Make(Err(error)) => self.cannot_now(now, &error.to_string()),
+            Done::Make(Ok(spare)) => {
+                self.work.making = false;
+                self.log.finish_make(spare);
+            }
+            Done::Make(Err(error)) => {
+                self.work.making = false;
+                self.cannot_now(now, &error.to_string());
+            }
             Done::Checkpoint(Ok(())) => {
+                self.work.bulk = false;
                 self.take_state();
                 self.free(now);
             }
             Done::Fold(Ok(())) => {
+                self.work.bulk = false;
                 self.take_state();
                 let base = self.state.base;
                 if let Some(index) = &mut self.index {
                     index.forget_through(base);
                 }
             }
-            Done::Hydrate(Ok(())) => self.take_state(),
+            Done::Hydrate(Ok(())) => {
+                self.work.bulk = false;
+                self.take_state();
+            }
             Done::Checkpoint(Err(reason)) | Done::Fold(Err(reason)) | Done::Hydrate(Err(reason)) => {
+                self.work.bulk = false;
                 self.fail(now, reason);
             }
         }
-        self.work.bulk = false;
     }
 
     /// Something that may work later, once there is space.
@@ -535,14 +575,23 @@ impl Node {
 
     fn poll_make(&mut self, now: Now) -> Option<Job> {
         // What frees log files must not wait behind what cannot be had while none is freed.
-        if now.mono < self.work.retry_at {
+        if self.work.making || now.mono < self.work.retry_at {
             return None;
         }
-        let wanted = match self.state.role {
+        let job = self.log.begin_make(self.wanted_segments())?;
+        self.work.making = true;
+        Some(Job::Make(job))
+    }
+
+    fn wanted_segments(&self) -> usize {
+        match self.state.role {
             Role::Fenced => 0,
             Role::Primary | Role::Replica => self.config.limits.spare_segments,
-        };
-        self.log.begin_make(wanted).map(Job::Make)
+        }
+    }
+
+    fn wants_segments(&self) -> bool {
+        self.log.spares() < self.wanted_segments()
     }
 
     /// Freezes the overlays when it is time, and applies them once they are durable.
@@ -552,7 +601,7 @@ impl Node {
             return None;
         }
         if self.work.frozen_at.is_none() && self.work.dirty {
-            let active: u64 = self.volumes.values().map(|volume| volume.active.bytes()).sum();
+            let active = self.active_bytes();
             if active == 0 {
                 // Nothing of what was logged changes a byte.
                 self.work.dirty = false;
@@ -572,12 +621,17 @@ impl Node {
             }
         }
         let durable = self.log.durable().lsn;
+        if self.work.applying {
+            return None;
+        }
         let upto = self.work.frozen_at.filter(|&at| at <= durable || planted!(ApplyBeforeDurable))?;
         let volumes = self
             .volumes
             .values()
             .filter_map(|volume| Some((volume.backing.clone()?, volume.frozen.clone()?)));
-        Some(Job::Apply(Apply { upto, volumes: volumes.collect() }))
+        let job = Job::Apply(Apply { upto, volumes: volumes.collect() });
+        self.work.applying = true;
+        Some(job)
     }
 
     fn poll_checkpoint(&mut self, now: Now) -> Option<Job> {

@@ -1,4 +1,4 @@
-//! A [`Node`] on real threads: one that syncs the log, one for bulk work, a few that wait for disks on behalf of
+//! A [`Node`] on real threads: one for each lane of its work, a few that wait for disks on behalf of
 //! reads. Everything they do is the node's own [`Job`](crate::node::work::Job)s; no decision is made here.
 //!
 //! - A plain write, and a read that memory or the page cache can serve, run on the caller's thread, under one short
@@ -56,6 +56,8 @@ struct Inner {
 struct Shared {
     inner: Mutex<Inner>,
     sync: Condvar,
+    make: Condvar,
+    apply: Condvar,
     bulk: Condvar,
     /// Background work was done: whoever had to wait for room tries again.
     progress: Condvar,
@@ -128,6 +130,8 @@ impl Group {
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             sync: Condvar::new(),
+            make: Condvar::new(),
+            apply: Condvar::new(),
             bulk: Condvar::new(),
             progress: Condvar::new(),
             stopped: Condvar::new(),
@@ -143,7 +147,11 @@ impl Group {
         let of = shared.clone();
         start("log", Box::new(move || of.sync_loop()));
         let of = shared.clone();
-        start("bulk", Box::new(move || of.bulk_loop()));
+        start("make", Box::new(move || of.work_loop(Lane::Make, &of.make)));
+        let of = shared.clone();
+        start("apply", Box::new(move || of.work_loop(Lane::Apply, &of.apply)));
+        let of = shared.clone();
+        start("bulk", Box::new(move || of.work_loop(Lane::Bulk, &of.bulk)));
         let of = shared.clone();
         start("catalog", Box::new(move || of.catalog_loop()));
         for _ in 0..READERS {
@@ -186,7 +194,7 @@ impl Group {
             }
             // What is answered already must not wait for room.
             let answered = std::mem::take(ready);
-            self.shared.bulk.notify_one();
+            self.shared.apply.notify_one();
             drop(inner);
             if !answered.is_empty() {
                 later.complete(answered);
@@ -251,6 +259,8 @@ impl Group {
             inner.stopping = true;
         }
         self.shared.sync.notify_all();
+        self.shared.make.notify_all();
+        self.shared.apply.notify_all();
         self.shared.bulk.notify_all();
         self.shared.progress.notify_all();
         self.shared.stopped.notify_all();
@@ -329,8 +339,11 @@ impl Shared {
         if wants_sync {
             self.sync.notify_one();
         }
-        if inner.node.is_due(now, Lane::Bulk) {
-            self.bulk.notify_one();
+        for (lane, woken) in [(Lane::Make, &self.make), (Lane::Apply, &self.apply), (Lane::Bulk, &self.bulk)]
+        {
+            if inner.node.is_due(now, lane) {
+                woken.notify_one();
+            }
         }
     }
 
@@ -390,15 +403,16 @@ impl Shared {
         }
     }
 
-    fn bulk_loop(&self) {
+    /// Does one lane's work, but for syncs.
+    fn work_loop(&self, lane: Lane, woken: &Condvar) {
         let mut inner = self.lock();
         while !inner.stopping {
             let now = clock::now();
-            if inner.node.is_filled() {
+            if lane == Lane::Bulk && inner.node.is_filled() {
                 // Reading the log back takes a moment, once in a promotion's life.
                 let _ = inner.node.end_hydration(now);
             }
-            if let Some(job) = inner.node.poll_job(now, Lane::Bulk) {
+            if let Some(job) = inner.node.poll_job(now, lane) {
                 drop(inner);
                 let done = job.run();
                 inner = self.lock();
@@ -411,7 +425,7 @@ impl Shared {
                 inner = self.lock();
                 continue;
             }
-            inner = self.bulk.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics").0;
+            inner = woken.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics").0;
         }
     }
 }

@@ -192,6 +192,15 @@ impl CrashDisk {
         inner.durable_names.insert(path.to_owned(), id);
     }
 
+    /// Flips bits of a byte on the medium, under whoever has the file open.
+    pub fn rot(&self, path: &str, at: usize, bits: u8) {
+        let mut inner = self.lock();
+        let id = inner.names[path];
+        let inode = inner.inodes.get_mut(&id).expect("a name has a file");
+        inode.cache[at] ^= bits;
+        inode.disk[at] ^= bits;
+    }
+
     /// Removes a file, durably.
     pub fn erase(&self, path: &str) {
         let mut inner = self.lock();

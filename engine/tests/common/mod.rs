@@ -175,11 +175,18 @@ impl Driven {
             self.sync();
             // What cannot be done is tried again and again; time goes on here, so there must be an end to it.
             for _ in 0..200 {
-                let Some(job) = self.node.poll_job(self.now, Lane::Bulk) else { break };
-                let done = job.run();
-                let now = self.now();
-                self.node.finish(now, done);
-                self.sync();
+                let mut ran = false;
+                for lane in [Lane::Make, Lane::Apply, Lane::Bulk] {
+                    let Some(job) = self.node.poll_job(self.now, lane) else { continue };
+                    let done = job.run();
+                    let now = self.now();
+                    self.node.finish(now, done);
+                    self.sync();
+                    ran = true;
+                }
+                if !ran {
+                    break;
+                }
             }
             if self.node.is_filled() {
                 let now = self.now();

@@ -1,7 +1,8 @@
 //! Runs of a node on storage that gives way at any moment, and what must be true of whatever they leave behind.
 //!
-//! A story does its steps until one fails. It notes what it wrote at which LSN, and what it was promised. Whoever
-//! opens the folder afterwards must find a prefix of the one that holds all of the other.
+//! A story does its steps until the node fails or cannot be opened; a step that is refused is left out. It notes what
+//! it wrote at which LSN, and what it was promised. Whoever opens the folder afterwards must find a prefix of the one
+//! that holds all of the other.
 
 use super::{A, Driven, Random, limits, primary_config, replica_config};
 use bytes::Bytes;
@@ -87,11 +88,13 @@ fn somewhere(random: &mut Random) -> (usize, u64, u64) {
     (random.below(2) as usize, 512 * random.below((VOLUME_BYTES - len) / 512), len)
 }
 
-/// One write or trim. It is noted before it is tried: a write that fails may be in the log or not.
+/// One write or trim. It is noted before it is tried: a write that fails may be in the log or not, if the node failed
+/// with it; else it is refused, and has had no effect.
 fn write(node: &mut Driven, reference: &mut Reference, random: &mut Random) -> Result<(), Halt> {
     let (volume, offset, len) = somewhere(random);
     let range = offset as usize..(offset + len) as usize;
     let fua = random.below(8) == 0;
+    let before = reference.volumes.clone();
     let op = match random.below(6) {
         0 => {
             reference.volumes[volume][range].fill(0);
@@ -103,10 +106,21 @@ fn write(node: &mut Driven, reference: &mut Reference, random: &mut Random) -> R
             Op::Write { offset, data: Bytes::from(data) }
         }
     };
-    let lsn = node.node.log().tip().lsn.next();
+    let tip = node.node.log().tip().lsn;
+    // The first write of an opening that had no room to begin comes behind the record that begins it.
+    reference.at.insert(tip.next(), reference.volumes.clone());
+    if let Err(refusal) = node.request(VolumeId(volume as u32 + 1), op, fua) {
+        if let Some(failed) = node.node.failed() {
+            return Err(format!("a write: {refusal}, {}", failed.reason));
+        }
+        reference.at.remove(&tip.next());
+        reference.volumes = before;
+        return Ok(());
+    }
+    let lsn = node.node.log().tip().lsn;
+    assert!(lsn == tip.next() || lsn == tip.next().next(), "one request is one record");
+    reference.at.remove(&tip.next());
     reference.at.insert(lsn, reference.volumes.clone());
-    node.request(VolumeId(volume as u32 + 1), op, fua).map_err(|refusal| format!("a write: {refusal}"))?;
-    assert_eq!(node.node.log().tip().lsn, lsn, "one request is one record");
     reference.answered = lsn;
     if fua {
         reference.promised = lsn;
@@ -116,9 +130,16 @@ fn write(node: &mut Driven, reference: &mut Reference, random: &mut Random) -> R
 
 fn flush(node: &mut Driven, reference: &mut Reference) -> Result<(), Halt> {
     let covered = reference.answered;
-    node.request(A, Op::Flush, false).map_err(|refusal| format!("a flush: {refusal}"))?;
-    reference.promised = reference.promised.max(covered);
-    Ok(())
+    match node.request(A, Op::Flush, false) {
+        Ok(_) => {
+            reference.promised = reference.promised.max(covered);
+            Ok(())
+        }
+        Err(refusal) => match node.node.failed() {
+            Some(failed) => Err(format!("a flush: {refusal}, {}", failed.reason)),
+            None => Ok(()),
+        },
+    }
 }
 
 fn halted(node: &Driven) -> Result<(), Halt> {
@@ -161,21 +182,36 @@ pub fn live_as_primary(storage: Arc<dyn Storage>, reference: &mut Reference, see
     let mut random = Random(seed);
     for _ in 0..2 {
         let mut node = open(storage.clone(), primary())?;
-        for _ in 0..3 {
-            for _ in 0..5 {
-                write(&mut node, reference, &mut random)?;
-            }
-            flush(&mut node, reference)?;
-            for _ in 0..3 {
-                write(&mut node, reference, &mut random)?;
-            }
-            work(&mut node, reference)?;
-        }
-        for _ in 0..3 {
-            write(&mut node, reference, &mut random)?;
-        }
+        let lived = live_on(&mut node, reference, &mut random);
+        assert_reads_are_right(&mut node, reference);
+        lived?;
     }
     Ok(())
+}
+
+fn live_on(node: &mut Driven, reference: &mut Reference, random: &mut Random) -> Result<(), Halt> {
+    for _ in 0..3 {
+        for _ in 0..5 {
+            write(node, reference, random)?;
+        }
+        flush(node, reference)?;
+        for _ in 0..3 {
+            write(node, reference, random)?;
+        }
+        work(node, reference)?;
+    }
+    for _ in 0..3 {
+        write(node, reference, random)?;
+    }
+    Ok(())
+}
+
+/// A read gives what was written, or an error; on a node that failed in a write, with or without that write.
+fn assert_reads_are_right(node: &mut Driven, reference: &Reference) {
+    let [Ok(data), Ok(wal)] = [1, 2].map(|id| node.read(VolumeId(id), 0, VOLUME_BYTES)) else { return };
+    let now = [data, wal];
+    let failed_in_a_write = node.node.failed().is_some() && *reference.at(reference.answered) == now;
+    assert!(now == reference.volumes || failed_in_a_write, "a read gives what nobody wrote");
 }
 
 /// What a primary's folder must hold after a story that ended anywhere, with the power cut (`kept` is what was
@@ -187,7 +223,7 @@ pub fn check_primary(
     kept: Lsn,
     story: &str,
 ) {
-    let mut reference = reference.clone();
+    let (mut reference, kept) = (reference.clone(), kept.max(reference.promised));
     for round in 0..3 {
         let (mut node, report) = Driven::open_reporting(storage.clone(), config.clone())
             .unwrap_or_else(|error| panic!("{story}: {error}"));
@@ -316,6 +352,20 @@ fn feed(source: &mut Driven, replica: &mut Driven, batches: usize) -> Result<Lsn
     Ok(replica.node.acknowledgeable().lsn)
 }
 
+/// Feeds a replica, which may refuse for now.
+fn feed_some(source: &mut Driven, node: &mut Driven, batches: usize, promised: &mut Lsn) -> Result<(), Halt> {
+    let history = source.node.history().len();
+    match feed(source, node, batches) {
+        Ok(_) => {}
+        Err(halt) if node.node.failed().is_some() => return Err(halt),
+        Err(_) => node.sync(),
+    }
+    if node.node.history().len() == history {
+        *promised = node.node.acknowledgeable().lsn;
+    }
+    halted(node)
+}
+
 /// What a replica promised: per history, since another history may take away what an older one had.
 #[derive(Clone, Debug, Default)]
 pub struct Promises {
@@ -336,12 +386,12 @@ pub fn live_as_replica(
         let mut node = open(storage.clone(), replica())?;
         if node.node.history().len() < 2 {
             for _ in 0..4 {
-                promises.first = feed(&mut first.node, &mut node, 5)?;
+                feed_some(&mut first.node, &mut node, 5, &mut promises.first)?;
                 work(&mut node, &mut Reference::default())?;
             }
         }
         for _ in 0..3 {
-            promises.second = feed(&mut second.node, &mut node, 3)?;
+            feed_some(&mut second.node, &mut node, 3, &mut promises.second)?;
             work(&mut node, &mut Reference::default())?;
         }
     }
@@ -368,7 +418,8 @@ pub fn check_replica(
         let expected = source.checksums.get(&durable.lsn).copied().unwrap_or_default();
         assert_eq!(durable.checksum, expected, "{story}: not a prefix at LSN {}", durable.lsn);
         if let Some(window) = node.node.window() {
-            for lsn in (window.horizon.0..=window.latest.0).map(Lsn) {
+            let ends = [window.horizon, window.latest];
+            for lsn in (window.horizon.0..window.latest.0).step_by(7).map(Lsn).chain(ends) {
                 let specs: Vec<_> = node.node.volume_specs().cloned().collect();
                 for spec in specs {
                     let read = read_point(&mut node, spec.id, lsn);
@@ -403,26 +454,41 @@ pub fn live_as_promoted(
     let mut random = Random(seed);
     let mut config = replica();
     config.replicas = vec!["west".to_owned()];
-    for round in 0..3 {
+    for round in 0..3_u64 {
         let mut node = open(storage.clone(), config.clone())?;
         let now = node.now();
         if round == 0 {
-            let promoted = node.node.promote(now, at, Epoch(2));
+            let promoted = match node.node.promote(now, at, Epoch(2)) {
+                Err(_) if node.node.failed().is_none() => node.node.promote(now, at, Epoch(2)),
+                promoted => promoted,
+            };
             promoted.map_err(|error| format!("promote: {error}"))?;
             reference.promised = at;
         }
-        for _ in 0..2 {
-            for _ in 0..4 {
-                write(&mut node, reference, &mut random)?;
-            }
-            flush(&mut node, reference)?;
+        let lived = live_on_promoted(&mut node, reference, &mut random, round);
+        assert_reads_are_right(&mut node, reference);
+        lived?;
+    }
+    Ok(())
+}
+
+fn live_on_promoted(
+    node: &mut Driven,
+    reference: &mut Reference,
+    random: &mut Random,
+    round: u64,
+) -> Result<(), Halt> {
+    for _ in 0..2 {
+        for _ in 0..4 {
+            write(node, reference, random)?;
         }
-        if round > 0 {
-            work(&mut node, reference)?;
-        }
-        for _ in 0..2 {
-            write(&mut node, reference, &mut random)?;
-        }
+        flush(node, reference)?;
+    }
+    if round > 0 {
+        work(node, reference)?;
+    }
+    for _ in 0..2 {
+        write(node, reference, random)?;
     }
     Ok(())
 }

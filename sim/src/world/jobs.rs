@@ -284,10 +284,10 @@ impl World {
         if live.promote.is_some() {
             return Ok(false);
         }
-        for lane in [Lane::Sync, Lane::Bulk] {
+        for lane in Lane::ALL {
             let idle = match lane {
                 Lane::Sync => live.sync.is_idle(),
-                Lane::Bulk => live.bulk.is_idle(),
+                Lane::Make | Lane::Apply | Lane::Bulk => live.bulk.is_idle(),
             };
             if !idle {
                 continue;
@@ -320,7 +320,7 @@ impl World {
             let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
             match lane {
                 Lane::Sync => live.sync = slot,
-                Lane::Bulk => live.bulk = slot,
+                Lane::Make | Lane::Apply | Lane::Bulk => live.bulk = slot,
             }
             return Ok(true);
         }
@@ -337,7 +337,7 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let slot = match lane {
             Lane::Sync => std::mem::replace(&mut live.sync, Slot::Idle),
-            Lane::Bulk => std::mem::replace(&mut live.bulk, Slot::Idle),
+            Lane::Make | Lane::Apply | Lane::Bulk => std::mem::replace(&mut live.bulk, Slot::Idle),
         };
         let done = match slot {
             Slot::Idle => return Ok(()),
