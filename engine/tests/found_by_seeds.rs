@@ -5,9 +5,11 @@ mod common;
 use bytes::Bytes;
 use common::{A, Driven, TempDir, primary_config, replica_config, replicate};
 use engine::guest::{Op, Request};
+use engine::log::ship::Stretch;
 use engine::node::config::Config;
 use engine::node::primary::Submitted;
-use engine::types::{Epoch, Lsn, NodeId};
+use engine::peer::Rebuff;
+use engine::types::{Epoch, Lsn, NodeId, Reign};
 
 fn pair() -> (TempDir, TempDir, Driven, Driven) {
     let (here, there) = (TempDir::new(), TempDir::new());
@@ -102,4 +104,27 @@ fn r10_a_promotion_below_an_adopted_branch_leaves_that_reign_out() {
     drop(second);
     let reopened = Driven::open(third.storage(), config(4)).expect("it opens");
     assert_eq!(reopened.node.history().len(), 2);
+}
+
+/// Seed 26396: a replica heard of a newer primary that it could not follow, and went on taking the stream of the
+/// older one.
+#[test]
+fn r07_a_stream_ends_with_the_news_of_a_newer_epoch() {
+    let (_here, _there, mut primary, mut replica) = pair();
+    primary.write(A, 0, &[1; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut replica);
+    let mut newer = primary.node.hello().expect("it is primary");
+    let branch = primary.node.durable();
+    newer.history.push(Reign { epoch: Epoch(2), branch, node: NodeId([9; 16]) });
+    newer.first = Lsn(1_000);
+    newer.durable.lsn = Lsn(2_000);
+    let now = replica.now();
+    replica.node.accept(now, &newer).expect_err("it is too far behind");
+    primary.write(A, 0, &[2; 512]).expect("there is room");
+    primary.flush().expect("a flush");
+    let from = replica.node.durable().lsn.next();
+    let Stretch::Ready(batch) = primary.node.records_from(from, 1 << 20) else { panic!("it is in memory") };
+    let now = replica.now();
+    assert!(matches!(replica.node.append(now, batch), Err(Rebuff::Superseded { .. })));
 }

@@ -37,7 +37,7 @@ use crate::io::{File, Storage};
 use crate::log::{self, Log};
 use crate::overlay::Overlay;
 use crate::state::{Role, State, StateFile};
-use crate::types::{Lsn, Mono, Now, Position, Reign, Timestamp, VolumeId};
+use crate::types::{Epoch, Lsn, Mono, Now, Position, Reign, Timestamp, VolumeId};
 use config::{AckPolicy, Config};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -116,6 +116,8 @@ pub struct Node {
     /// When the oldest record that is not yet durable was appended.
     pub(crate) unsynced_since: Option<Mono>,
     pub(crate) last_primary: Option<LastPrimary>,
+    /// The epoch of the primary that was last welcomed by this process.
+    pub(crate) stream: Option<Epoch>,
     /// The record that begins this opening of a primary is in the log: nothing else may come before it.
     pub(crate) begun: bool,
     _lock: Arc<dyn Send + Sync>,

@@ -378,6 +378,7 @@ fn load(
         next_ticket: 1,
         unsynced_since: None,
         last_primary: None,
+        stream: None,
         begun: false,
         _lock: lock,
     };

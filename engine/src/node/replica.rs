@@ -59,6 +59,7 @@ impl Node {
             // A primary only ever sends what is durable there.
             return Err(Rebuff::Diverged { at: durable });
         }
+        self.stream = hello.history.last().map(|reign| reign.epoch);
         self.last_primary = Some(LastPrimary { heard: now.mono, durable: hello.durable.lsn });
         Ok(Welcome { node: self.config.node, durable, horizon: self.state.horizon })
     }
@@ -170,7 +171,10 @@ impl Node {
         if self.failed.is_some() {
             return Err(Rebuff::Failed);
         }
-        if self.state.role != Role::Replica {
+        // A newer primary may have been heard of that could not be welcomed: the stream of the older one ends with
+        // that all the same.
+        let stale = self.stream.is_none_or(|epoch| epoch < self.state.epoch_seen());
+        if self.state.role != Role::Replica || stale {
             return Err(Rebuff::Superseded { history: self.state.history.clone() });
         }
         // What was appended counts, whatever kept the rest from it: it is in the log.
