@@ -557,16 +557,16 @@ impl Reader<'_> {
             return Err(self.error(&table.at_seconds, "this is after the scenario's end"));
         }
         let span = ms(table.for_seconds * 1e3);
-        let by = |what: &str| {
-            table.by.ok_or_else(|| self.error(&table.what, format!("it needs `by`: {what}")))
-        };
+        let by =
+            |what: &str| table.by.ok_or_else(|| self.error(&table.what, format!("it needs `by`: {what}")));
         let of_node: Box<dyn Fn(usize) -> Event> = match table.what.get_ref() {
             Do::Reset => return self.push(table, first, &[Event::Reset], events),
             Do::StallLinks => return self.push(table, first, &[Event::Stall { span }], events),
             Do::Attack => return self.push(table, first, &[Event::Scramble], events),
             Do::Loss => {
                 let ppm = table.ppm.and_then(|ppm| u32::try_from(ppm).ok());
-                let ppm = ppm.ok_or_else(|| self.error(&table.what, "it needs `ppm`: the share of frames"))?;
+                let ppm =
+                    ppm.ok_or_else(|| self.error(&table.what, "it needs `ppm`: the share of frames"))?;
                 return self.push(table, first, &[Event::Loss { ppm: ppm.min(PPM), span }], events);
             }
             Do::Cut => {

@@ -16,7 +16,8 @@ fn what_is_wrong_is_said_with_its_place_and_the_nearest_name() {
     assert!(text.lines().nth(line - 1).is_some_and(|line| line.contains("west-1")), "{node}");
     let word = complaint(|text| text.replace("\"power-cut\"", "\"powercut\""));
     assert!(word.ends_with("(did you mean `power-cut`?)"), "{word}");
-    let region = complaint(|text| text.replace("region = \"east\"\nfor_seconds", "region = \"esat\"\nfor_seconds"));
+    let region =
+        complaint(|text| text.replace("region = \"east\"\nfor_seconds", "region = \"esat\"\nfor_seconds"));
     assert!(region.ends_with("(did you mean `east`?)"), "{region}");
     let late = complaint(|text| text.replace("at_seconds = 12.0", "at_seconds = 120.0"));
     assert!(late.ends_with("this is after the scenario's end"), "{late}");

@@ -534,7 +534,9 @@ impl World {
         self.figures.lost_writes = lost.len() as u64;
         self.figures.lost_bytes = lost.iter().map(|(_, entry)| entry.operation.len()).sum();
         let attack = |entry: &crate::ledger::Entry| match &entry.operation.effect {
-            crate::reference::Effect::Write(bytes) => bytes.iter().all(|byte| *byte == crate::options::SCRAMBLE),
+            crate::reference::Effect::Write(bytes) => {
+                bytes.iter().all(|byte| *byte == crate::options::SCRAMBLE)
+            }
             crate::reference::Effect::Zeros(_) => false,
         };
         self.figures.attack_kept = timeline.range(..=at).filter(|(_, entry)| attack(entry)).count() as u64;
