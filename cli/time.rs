@@ -1,7 +1,7 @@
 //! Wall-clock time for people: RFC 3339, UTC when written, any offset when read.
 //!
 //! Invariants:
-//! - what is written is read back to the same millisecond ([`format`]) or nanosecond ([`format_exact`]);
+//! - what is written is read back to the same millisecond ([`format()`]) or nanosecond ([`format_exact`]);
 //! - leap seconds do not exist (`:60` is refused), as in the records' clock itself;
 //! - years 1970 to 2554, which is all that 64 bits of nanoseconds hold.
 
@@ -26,7 +26,7 @@ pub(crate) fn format(at: Timestamp) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
-/// As [`format`], with the nine digits of the nanosecond where the millisecond alone would lose some.
+/// As [`format()`], with the nine digits of the nanosecond where the millisecond alone would lose some.
 pub(crate) fn format_exact(at: Timestamp) -> String {
     if at.0.is_multiple_of(1_000_000) {
         return format(at);

@@ -46,3 +46,18 @@ pub fn written_file(path: &std::path::Path, bytes: u64) {
     }
     file.sync_all().expect("there is room");
 }
+
+/// A file that is all hole.
+pub fn empty_file(path: &std::path::Path, bytes: u64) {
+    let file = std::fs::File::create(path).expect("the folder is ours");
+    file.set_len(bytes).expect("it is sparse");
+}
+
+/// Writes all of a new volume once, through its front end; returns the bytes that were written.
+pub fn fill(uri: &str, bytes: u64) -> u64 {
+    let target = fio::Job::nbd(uri);
+    let (pattern, block_bytes, depth) = ("write", 128 << 10, 8);
+    let job =
+        fio::Job { target, pattern, block_bytes, depth, fsync_every: None, size_bytes: bytes, time: None };
+    job.run().written_bytes
+}

@@ -16,10 +16,9 @@ mod quic;
 mod support;
 
 use common::cpu::Meter;
-use common::fio::Job;
 use common::options::Options;
 use common::table::{Table, median};
-use common::{GIB, MIB, written_file};
+use common::{GIB, MIB, empty_file, fill};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use support::node::{Pair, Volume};
@@ -94,25 +93,16 @@ fn catch_up(dir: &Path, bytes: u64) -> Transfer {
     let scratch = Scratch::under(dir);
     let sockets = Scratch::new();
     let disk = scratch.join("disk");
-    written_file(&disk, VOLUME_BYTES);
+    empty_file(&disk, VOLUME_BYTES);
     let volume = Volume { backing: Some(disk), ..Volume::new("data", VOLUME_BYTES) };
     let mut pair = Pair::init(scratch.path(), &[volume]);
     pair.east.put_sockets(&sockets.join("e"));
     pair.west.put_sockets(&sockets.join("w"));
     pair.east.set("log_limit", "\"64GiB\"");
     pair.east.start();
-    let job = Job {
-        target: Job::nbd(&pair.east.uri("data")),
-        pattern: "write",
-        block_bytes: 128 << 10,
-        depth: 8,
-        fsync_every: None,
-        size_bytes: VOLUME_BYTES,
-        time: None,
-    };
     let mut written = 0;
     while written < bytes {
-        written += job.run().written_bytes;
+        written += fill(&pair.east.uri("data"), VOLUME_BYTES);
     }
     let end = pair.wait_durable();
     common::sync_filesystem(dir);

@@ -9,7 +9,7 @@
 //! | `qemu-nbd` | the same from qemu |
 //! | `mirror` | a `qemu-storage-daemon` that writes through to a second one over NBD: what replicates in user space today |
 
-use crate::common::{GIB, written_file};
+use crate::common::{GIB, empty_file, fill, written_file};
 use crate::support::node::{Control, Pair, Volume, uri};
 use crate::support::{Scratch, tool, wait_until};
 use serde_json::Value;
@@ -86,7 +86,11 @@ impl Server {
         let scratch = Scratch::under(dir);
         let sockets = Scratch::new();
         let disk = scratch.join("disk");
-        written_file(&disk, VOLUME_BYTES);
+        match kind {
+            // A new volume starts empty, and is filled through its front end.
+            Kind::Landfall | Kind::LinkDown => empty_file(&disk, VOLUME_BYTES),
+            Kind::Nbdkit | Kind::QemuNbd | Kind::Mirror => written_file(&disk, VOLUME_BYTES),
+        }
         let parts = match kind {
             Kind::Landfall | Kind::LinkDown => landfall(kind, &scratch, disk, &sockets),
             Kind::Nbdkit => {
@@ -167,8 +171,8 @@ fn landfall(kind: Kind, scratch: &Scratch, disk: PathBuf, sockets: &Scratch) -> 
     processes.push(("agent:", pair.east.pid()));
     if kind == Kind::Landfall {
         pair.wait_connected();
-        pair.wait_caught_up();
     }
+    fill(&pair.east.uri("data"), VOLUME_BYTES);
     Parts { uri: pair.east.uri("data"), processes, pair: Some(pair), running: Vec::new() }
 }
 

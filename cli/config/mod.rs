@@ -2,7 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`file`] | the file's keys, as serde reads them |
+//! | [`mod@file`] | the file's keys, as serde reads them |
 //! | [`check`] | what must hold between them; names, sizes, limits |
 //! | [`diagnose`] | errors with file, line, column and the key that was probably meant |
 //! | [`template`] | the commented file that `init` writes |

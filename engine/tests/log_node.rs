@@ -554,6 +554,31 @@ fn w38_zeroes_replay_as_they_were_served() {
     assert!(there.bytes("g/volumes/data.img") == expected, "on the promoted disk");
 }
 
+/// Guarantee 7: a file of a branch whose header is damaged is no use to the log, but it is not used again either.
+#[test]
+fn a_branch_under_a_damaged_header_is_kept() {
+    let disk = CrashDisk::new();
+    let mut primary = primary_on(&CrashDisk::new());
+    let mut west = Driven::open(disk.storage(), keeper()).expect("opened");
+    fill(&mut primary, 60);
+    replicate(&mut primary, &mut west);
+    let now = west.now();
+    west.node.promote(now, Lsn(6), Epoch(2)).expect("promoted");
+    drop(west);
+    let path = "g/log/00000004.seg";
+    disk.rot(path, 40, 1);
+    let bytes = disk.bytes(path);
+    for round in 0..3 {
+        let (mut node, report) = Driven::open_reporting(disk.storage(), keeper()).expect("opened");
+        assert_eq!((report.unreadable, node.node.role()), (1, Role::Primary));
+        for number in 0..40_u64 {
+            node.write(A, number % 8 * 1024, &[round + 1; 2048]).expect("written");
+        }
+        node.work();
+        assert!(disk.bytes(path) == bytes, "round {round}");
+    }
+}
+
 /// The state file of a node that has lived a little, and a copy of its folder to damage.
 fn lived() -> (CrashDisk, Vec<u8>) {
     let disk = CrashDisk::new();

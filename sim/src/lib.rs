@@ -11,7 +11,7 @@
 //!
 //! What should be true:
 //!
-//! - [`reference`]: plain arrays of bytes and a list of operations, which shares no code with the engine.
+//! - [`mod@reference`]: plain arrays of bytes and a list of operations, which shares no code with the engine.
 //!
 //! What happened:
 //!

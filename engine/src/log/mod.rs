@@ -12,7 +12,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`format`] | the bytes of records and segment headers |
+//! | [`mod@format`] | the bytes of records and segment headers |
 //! | [`chain`] | what may follow what |
 //! | [`segment`] | the files |
 //! | [`scan`] | reading records in order |

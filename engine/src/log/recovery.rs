@@ -478,14 +478,12 @@ impl Opening<'_> {
         })
     }
 
-    /// Whether it does hold some.
-    fn is_branch(&self, candidate: &Candidate) -> Result<bool, OpenError> {
-        let Candidate { spare: Spare { slot, file }, header, len } = candidate;
+    /// Whether a file does hold some, of one epoch or of any.
+    fn holds_branch(&self, spare: &Spare, len: u64, epoch: Option<Epoch>) -> Result<bool, OpenError> {
         let mut holds = false;
-        if self.may_be_branch(header) {
-            let len = header.len.min(*len);
-            self.look(*slot, file, SEGMENT_HEADER_BYTES as u64, len, &mut |record| {
-                holds |= record.epoch == header.epoch
+        if !self.known.branches.is_empty() {
+            self.look(spare.slot, &spare.file, SEGMENT_HEADER_BYTES as u64, len, &mut |record| {
+                holds |= epoch.is_none_or(|epoch| record.epoch == epoch)
                     && self.known.branches.iter().any(|branch| {
                         (branch.after.epoch..=branch.epoch).contains(&record.epoch)
                             && record.lsn > branch.after.lsn
@@ -494,6 +492,14 @@ impl Opening<'_> {
             })?;
         }
         Ok(holds)
+    }
+
+    fn is_branch(&self, candidate: &Candidate) -> Result<bool, OpenError> {
+        let Candidate { spare, header, len } = candidate;
+        if !self.may_be_branch(header) {
+            return Ok(false);
+        }
+        self.holds_branch(spare, header.len.min(*len), Some(header.epoch))
     }
 
     fn finish(mut self, limits: Limits) -> Result<(Log, Report), OpenError> {
@@ -537,7 +543,13 @@ impl Opening<'_> {
     /// What is not part of the line: a branch is kept, all else is blanked and used again.
     fn sort_out_rest(&mut self) -> Result<Vec<Segment>, OpenError> {
         let mut branches = Vec::new();
-        let mut free: Vec<Spare> = self.rest.drain(..).map(|other| other.spare).collect();
+        let mut free = Vec::new();
+        for Other { spare, len, fault } in std::mem::take(&mut self.rest) {
+            // Nothing can be read by a header that is damaged, but what stands behind it is not thrown away.
+            if fault.is_none() || !self.holds_branch(&spare, len, None)? {
+                free.push(spare);
+            }
+        }
         for candidate in std::mem::take(&mut self.candidates) {
             let is_branch = self.is_branch(&candidate)?;
             let Candidate { spare, header, .. } = candidate;

@@ -4,7 +4,7 @@
 //! run without the node and brought back; answers that had to wait come out of [`Node::take_answers`]. The node
 //! reads no clock and starts no thread, so the simulator and the real runtime drive the very same code.
 //!
-//! - An answer to a flush leaves in [`Node::settle`] and nowhere else, and only for what is durable: here, and in
+//! - An answer to a flush leaves in `Node::settle` and nowhere else, and only for what is durable: here, and in
 //!   the other region too under [`AckPolicy::Replica`].
 //! - What may be sent to a replica is what [`Log::read`](crate::log::Log::read) gives: nothing above the durable
 //!   position.

@@ -2,7 +2,7 @@
 //!
 //! A batch of requests becomes one append: its writes in their order, then a flush barrier if one was asked for.
 //! A plain write is answered when the append returns (the kernel has its record), a flush or FUA write when
-//! [`Node::settle`] says so. Reads of the batch are planned after its writes, so they see them.
+//! `Node::settle` says so. Reads of the batch are planned after its writes, so they see them.
 
 use super::config::OnFull;
 use super::{Node, Ticket, Volume, open};
