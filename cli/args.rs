@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Unmount(Unmount),
     /// Make this node the primary of a group
     Failover(Failover),
+    /// Rehearse regional outages on virtual time, with your own policy and workload
+    #[command(subcommand)]
+    Sim(crate::sim::args::Sim),
     /// A group's log on disk, while no daemon has it open
     #[command(subcommand)]
     Log(Log),

@@ -9,6 +9,10 @@
 //! | 4 | corruption was found, or a check of the data failed |
 //! | 5 | no daemon answers at the control socket |
 //! | 6 | not confirmed: the answer was no, or nobody could be asked and `--yes` was not given |
+//! | 10 | `sim`: a guarantee or an assertion is broken |
+//! | 11 | `sim`: a run did not converge |
+//! | 12 | `sim`: the engine crashed |
+//! | 13 | `sim soak --strict`: a kind of fault never happened |
 //!
 //! Invariants:
 //! - a code once given a meaning keeps it: scripts depend on them;
@@ -31,6 +35,14 @@ pub(crate) enum Code {
     NoDaemon,
     /// 6.
     NotConfirmed,
+    /// 10.
+    Broken,
+    /// 11.
+    NotConverged,
+    /// 12.
+    Crashed,
+    /// 13.
+    NotCovered,
 }
 
 impl Code {
@@ -43,6 +55,10 @@ impl Code {
             Code::Corrupt => 4,
             Code::NoDaemon => 5,
             Code::NotConfirmed => 6,
+            Code::Broken => 10,
+            Code::NotConverged => 11,
+            Code::Crashed => 12,
+            Code::NotCovered => 13,
         }
     }
 }
@@ -56,7 +72,11 @@ Exit status:
   3  refused: the state of the node or the group does not allow it; nothing was changed
   4  corruption was found, or a check of the data failed
   5  no daemon answers at the control socket
-  6  not confirmed";
+  6  not confirmed
+ 10  sim: a guarantee or an assertion is broken
+ 11  sim: a run did not converge
+ 12  sim: the engine crashed
+ 13  sim soak --strict: a kind of fault never happened";
 
 /// Why a command did not end well.
 #[derive(Clone, Debug, PartialEq, Eq)]

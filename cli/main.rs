@@ -11,6 +11,7 @@
 //! | [`commands`] | the commands that ask a daemon or read a log |
 //! | [`daemon`] | `agent` and `replica` |
 //! | [`node`] | the engine's runtime, joined to the above |
+//! | [`sim`] | `sim`: the simulator as a command |
 //! | [`demo`] | `demo`: protect, kill, fail over and check |
 //! | [`human`], [`progress`], [`units`], [`time`], [`point`] | how things are shown and read |
 //! | [`log_setup`], [`signal`], [`scratch`] | small things of the process |
@@ -31,6 +32,7 @@ mod point;
 mod progress;
 mod scratch;
 mod signal;
+mod sim;
 mod time;
 mod units;
 
@@ -67,6 +69,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::MountPoint(arguments) => commands::mount::mount(global, arguments),
         Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
         Command::Failover(arguments) => commands::failover::run(global, arguments),
+        Command::Sim(command) => sim::run(command, global.form()),
         Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
         Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),
     }

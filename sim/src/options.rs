@@ -48,6 +48,8 @@ pub struct Options {
     pub probe_every: Span,
     /// What is kept of the trace.
     pub keep: Keep,
+    /// Stops behind so many events of the trace.
+    pub stop_after: Option<u64>,
 }
 
 /// A node.
@@ -280,6 +282,7 @@ impl Options {
             events: draw_events(&mut root.child("events"), nodes, faulty),
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
+            stop_after: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::clock::{Span, Time};
 use crate::options::Options;
 use crate::trace::Event;
 use crate::watch::Watch;
-use crate::world::World;
+use crate::world::{STOPPED, World};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +45,8 @@ pub enum Verdict {
     Error(String),
     /// The engine panicked.
     Crashed(String),
+    /// It was asked to end before its end.
+    Stopped,
 }
 
 impl Verdict {
@@ -63,6 +65,7 @@ impl Verdict {
             Verdict::NotConverged(_) => "convergence",
             Verdict::Error(_) => "error event",
             Verdict::Crashed(_) => "crash",
+            Verdict::Stopped => "stopped",
         }
     }
 }
@@ -75,6 +78,7 @@ impl fmt::Display for Verdict {
             Verdict::NotConverged(violation) => write!(f, "not converged: {violation}"),
             Verdict::Error(error) => write!(f, "an event of level ERROR: {error}"),
             Verdict::Crashed(message) => write!(f, "crashed: {message}"),
+            Verdict::Stopped => f.write_str("stopped where it was asked to"),
         }
     }
 }
@@ -149,6 +153,8 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     /// The events that were kept.
     pub trace: Vec<Event>,
+    /// What each node said of itself at the end.
+    pub states: Vec<String>,
 }
 
 /// Runs.
@@ -161,6 +167,7 @@ pub fn run(options: Options) -> Outcome {
         tracing::subscriber::with_default(watch.clone(), || catch_unwind(AssertUnwindSafe(|| world.run())));
     let verdict = match ran {
         Ok(Ok(())) => Verdict::Clean,
+        Ok(Err(violation)) if violation.invariant == STOPPED => Verdict::Stopped,
         Ok(Err(violation)) if violation.invariant == "convergence" => Verdict::NotConverged(violation),
         Ok(Err(violation)) => Verdict::Broken(violation),
         Err(panic) => {
@@ -186,5 +193,6 @@ pub fn run(options: Options) -> Outcome {
         figures: parts.figures,
         samples: parts.samples,
         trace: parts.trace.events().cloned().collect(),
+        states: parts.states,
     }
 }

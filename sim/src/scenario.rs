@@ -453,6 +453,7 @@ impl Reader<'_> {
             events,
             probe_every: Span((faulty.0 / 20).max(1_000_000)),
             keep: Keep::Last(2_000),
+            stop_after: None,
         };
         let (name, proves) = (file.name.clone(), file.proves.clone());
         Ok(Scenario { name, proves, assertions: file.assertions.clone(), options })

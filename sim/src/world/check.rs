@@ -3,6 +3,7 @@
 //! Each guarantee has functions called `invariant_…`; README and DESIGN carry the same numbers.
 
 use super::guest::flatten;
+use super::machine::Machine;
 use super::{DIR, Result, World};
 use crate::autopsy;
 use crate::clock::Span;
@@ -569,6 +570,11 @@ impl World {
                 continue;
             };
             for replica in live.node.report(m.clock.now(at)).replicas {
+                // An old primary is no replica, though it is still on the list.
+                let follows = |other: &&Machine| other.name == replica.name && other.reign.is_none();
+                if !self.machines.iter().any(|other| follows(&other)) {
+                    continue;
+                }
                 let lag = replica.lag_bytes.unwrap_or_default();
                 self.figures.max_lag_bytes = self.figures.max_lag_bytes.max(lag);
             }

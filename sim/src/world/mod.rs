@@ -93,6 +93,8 @@ pub(crate) struct World {
     failover: Option<(Time, usize)>,
 }
 
+/// Not a violation: the run was asked to end here.
+pub(crate) const STOPPED: &str = "stopped";
 /// The most events of one run: beyond, something turns in circles.
 const MAX_STEPS: u64 = 3_000_000;
 
@@ -185,6 +187,9 @@ impl World {
         loop {
             if done(self) {
                 return Ok(true);
+            }
+            if self.options.stop_after.is_some_and(|stop| self.trace.count() >= stop) {
+                return Err(self.violation(STOPPED, None, String::new()));
             }
             let queued = self.queue.next_at();
             let arriving = self.net.next_at();
@@ -304,6 +309,16 @@ impl World {
         }
     }
 
+    /// What each node says of itself.
+    fn states(&self) -> Vec<String> {
+        let of = |m: &Machine| match &m.live {
+            Some(live) => format!("{}: {:#?}", m.name, live.node.report(m.clock.now(self.time))),
+            None if m.disk.is_on() => format!("{}: its program does not run", m.name),
+            None => format!("{}: no power", m.name),
+        };
+        self.machines.iter().map(of).collect()
+    }
+
     /// The outcome's parts.
     pub(crate) fn into_parts(mut self) -> Parts {
         for machine in &self.machines {
@@ -316,6 +331,7 @@ impl World {
         }
         self.figures.link_bytes = self.link_bytes;
         Parts {
+            states: self.states(),
             hash: self.trace.hash(),
             events: self.trace.count(),
             steps: self.steps,
@@ -330,6 +346,7 @@ impl World {
 
 /// What is left of a world.
 pub(crate) struct Parts {
+    pub(crate) states: Vec<String>,
     pub(crate) hash: u64,
     pub(crate) events: u64,
     pub(crate) steps: u64,
