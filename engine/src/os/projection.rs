@@ -27,17 +27,17 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// Opens the catalog in `path`, or makes an empty one.
+    /// Opens the catalog in `path`, or makes an empty one, for a log that is durable up to an LSN of an epoch.
     ///
     /// # Errors
     /// [`Error`]; the group goes on without.
-    pub fn open(path: &Path, node: &Node) -> Result<Projection, Error> {
+    pub fn open(path: &Path, durable: Lsn, epoch: Epoch) -> Result<Projection, Error> {
         let (mut catalog, found) = catalog::open(path)?;
         if let Found::Unusable(error) = &found {
             tracing::warn!(path = %path.display(), %error, "the catalog could not be used, and is made anew");
         }
-        let projector = Projector::open(&mut catalog, node.durable().lsn)?;
-        Ok(Projection { catalog, projector, epoch: node.state().epoch() })
+        let projector = Projector::open(&mut catalog, durable)?;
+        Ok(Projection { catalog, projector, epoch })
     }
 
     /// Projects one more stretch. `look` gives access to the node for a moment. Whether there may be more.

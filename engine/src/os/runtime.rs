@@ -118,13 +118,6 @@ impl Group {
     ) -> Result<(Group, Report), open::Error> {
         let name = config.name.clone();
         let (node, report) = Node::open(clock::now(), storage, config)?;
-        let catalog = match Projection::open(catalog, &node) {
-            Ok(projection) => Some(projection),
-            Err(error) => {
-                tracing::warn!(group = name, %error, "there is no catalog: marks are not listed");
-                None
-            }
-        };
         let (reads, queue) = bounded(READ_QUEUE);
         let inner = Inner { node, waiting: BTreeMap::new(), stopping: false, sync_idle: false };
         let shared = Arc::new(Shared {
@@ -136,7 +129,7 @@ impl Group {
             progress: Condvar::new(),
             stopped: Condvar::new(),
             reads: Mutex::new(Some(reads)),
-            catalog: Mutex::new(catalog),
+            catalog: Mutex::new(None),
             observer,
         });
         let mut threads = Vec::new();
@@ -153,7 +146,8 @@ impl Group {
         let of = shared.clone();
         start("bulk", Box::new(move || of.work_loop(Lane::Bulk, &of.bulk)));
         let of = shared.clone();
-        start("catalog", Box::new(move || of.catalog_loop()));
+        let path = catalog.to_owned();
+        start("catalog", Box::new(move || of.catalog_loop(&path)));
         for _ in 0..READERS {
             let queue: Receiver<Read> = queue.clone();
             start("read", Box::new(move || read_loop(&queue)));
@@ -375,7 +369,20 @@ impl Shared {
     }
 
     /// Brings the catalog up to date now and then; ends with the group, or with the catalog.
-    fn catalog_loop(&self) {
+    fn catalog_loop(&self, path: &Path) {
+        let (durable, epoch) = {
+            let inner = self.lock();
+            (inner.node.durable().lsn, inner.node.state().epoch())
+        };
+        match Projection::open(path, durable, epoch) {
+            Ok(projection) => {
+                *self.catalog.lock().expect("no holder of the lock panics") = Some(projection);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "there is no catalog: marks are not listed");
+                return;
+            }
+        }
         loop {
             let mut catalog = self.catalog.lock().expect("no holder of the lock panics");
             let Some(projection) = catalog.as_mut() else { return };
