@@ -149,10 +149,26 @@ mod tests {
 
     #[test]
     fn help_lists_every_code_once() {
-        let all =
-            [Code::Failed, Code::Usage, Code::Refused, Code::Corrupt, Code::NoDaemon, Code::NotConfirmed];
-        let listed: Vec<u8> =
-            HELP.lines().skip(1).map(|line| line.trim_start().as_bytes()[0] - b'0').collect();
+        let all = [
+            Code::Failed,
+            Code::Usage,
+            Code::Refused,
+            Code::Corrupt,
+            Code::NoDaemon,
+            Code::NotConfirmed,
+            Code::Broken,
+            Code::NotConverged,
+            Code::Crashed,
+            Code::NotCovered,
+        ];
+        let listed: Vec<u8> = HELP
+            .lines()
+            .skip(1)
+            .map(|line| {
+                let code = line.split_whitespace().next().expect("a row of the table");
+                code.parse().expect("a row begins with its code")
+            })
+            .collect();
         let mut expected = vec![0];
         expected.extend(all.map(Code::status));
         assert_eq!(listed, expected);

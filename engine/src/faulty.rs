@@ -279,7 +279,12 @@ impl Storage for Faulty {
     }
 
     fn remove(&self, path: &str) -> Result<()> {
-        self.run(Call::Remove, || self.inner.remove(path))
+        self.run(Call::Remove, || {
+            self.inner.remove(path)?;
+            // What gets that name from here on is another file.
+            self.state().failed_syncs.remove(path);
+            Ok(())
+        })
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {

@@ -206,7 +206,14 @@ fn r05_a_replica_without_room_resumes() {
     let mut replica = Driven::open(Arc::new(faulty.clone()), config).expect("opened");
     fill(&mut primary, 4);
     replicate(&mut primary, &mut replica);
-    fill(&mut primary, 30);
+    let mut states = Vec::new();
+    for number in 0..30_u64 {
+        primary
+            .write(A, number * 1024 % (VOLUME_BYTES - 2048), &[number as u8 | 0x80; 2048])
+            .expect("written");
+        states.push((primary.node.log().tip().lsn, primary.read(A, 0, VOLUME_BYTES).expect("read")));
+    }
+    primary.flush().expect("flushed");
     faulty.arm(no_space(Call::Allocate));
     let hello = primary.node.hello().expect("a primary");
     let (mut refused, mut partly) = (0, 0);
@@ -228,10 +235,11 @@ fn r05_a_replica_without_room_resumes() {
     faulty.disarm();
     replicate(&mut primary, &mut replica);
     assert_eq!(primary.node.durable(), replica.node.durable());
-    let latest = replica.node.durable().lsn;
-    replica.node.pin(latest).expect("a point");
-    let plan = replica.node.plan_point(A, latest, Extent::new(0, VOLUME_BYTES)).expect("the volume");
-    assert_eq!(plan.read_all().expect("read"), primary.read(A, 0, VOLUME_BYTES).expect("read"));
+    for (lsn, bytes) in states {
+        replica.node.pin(lsn).expect("a point");
+        let plan = replica.node.plan_point(A, lsn, Extent::new(0, VOLUME_BYTES)).expect("the volume");
+        assert!(plan.read_all().expect("read") == bytes, "point {lsn}");
+    }
 }
 
 /// Guarantee 2: records of an epoch that the adopted history does not know are not appended.

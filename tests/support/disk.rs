@@ -61,10 +61,17 @@ impl LoopDisk {
         self.mounted = Some(dir.to_owned());
     }
 
+    /// Unmounts it; a process that has just ended may stand in it for a moment yet.
     #[track_caller]
     pub fn unmount(&mut self) {
-        let dir = self.mounted.take().expect("it is mounted");
-        tool::run("umount", [dir]);
+        let dir = self.mounted.as_deref().expect("it is mounted");
+        wait_until("nobody uses the filesystem", PATIENCE, || {
+            let output = tool::output(tool::command("umount").arg(dir));
+            let said = tool::said(&output);
+            assert!(output.status.success() || said.contains("busy"), "umount {}: {said}", dir.display());
+            output.status.success()
+        });
+        self.mounted = None;
     }
 }
 

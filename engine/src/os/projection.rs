@@ -1,7 +1,7 @@
 //! The catalog of a group kept up with its log: a thread's work, once in a while.
 //!
-//! It reads durable records and nothing else, so what it holds can be thrown away at any time and comes again. A
-//! catalog that fails is given up and made anew at the next start; nothing waits for it.
+//! It reads durable records and nothing else, so what it holds can be thrown away at any time and comes again;
+//! nothing waits for it.
 
 use crate::catalog::{Catalog, Entry, Error, Mark, MarkKind, Projector};
 use crate::event::{Kind, Marked, Promoted, decode_body};
@@ -62,7 +62,7 @@ impl Projection {
         if from > self.projector.next() {
             // The log does not hold what lies between any more.
             self.catalog.set_projected_through(from.prev())?;
-            self.projector = Projector::open(&mut self.catalog, Lsn(u64::MAX))?;
+            self.projector = Projector::open(&mut self.catalog, from.prev())?;
         }
         self.catalog.forget_before(horizon)?;
         let batch = match stretch {

@@ -6,7 +6,7 @@
 //! - A flush is answered from the sync thread, in the same breath as the sync that covers it.
 //! - No lock is held while a job runs or an answer is delivered.
 
-use crate::catalog::Mark;
+use crate::catalog::{self, Mark};
 use crate::guest::{Completion, Later, Refusal, Reply, Request};
 use crate::io::Storage;
 use crate::log::recovery::Report;
@@ -30,6 +30,8 @@ use std::time::Duration;
 const READERS: usize = 8;
 /// Reads that may wait for one of them; beyond, the caller waits.
 const READ_QUEUE: usize = 256;
+/// A catalog that failed is tried again after this time.
+const CATALOG_AGAIN: Duration = Duration::from_secs(10);
 /// The catalog is brought up to date this often.
 const PROJECT_EVERY: Duration = Duration::from_millis(500);
 /// The longest sleep of the bulk thread.
@@ -368,45 +370,47 @@ impl Shared {
         }
     }
 
-    /// Brings the catalog up to date now and then; ends with the group, or with the catalog.
+    /// Brings the catalog up to date now and then, until the group ends. One that fails is closed, and opened again
+    /// after a while: what is damaged in it is made anew then.
     fn catalog_loop(&self, path: &Path) {
+        while !self.lock().stopping {
+            let error = match self.keep_catalog(path) {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            tracing::warn!(path = %path.display(), %error, "the catalog failed: marks are not listed for now");
+            *self.catalog.lock().expect("no holder of the lock panics") = None;
+            self.rest(CATALOG_AGAIN);
+        }
+    }
+
+    /// Keeps the catalog until the group ends, or the catalog fails.
+    fn keep_catalog(&self, path: &Path) -> Result<(), catalog::Error> {
         let (durable, epoch) = {
             let inner = self.lock();
             (inner.node.durable().lsn, inner.node.state().epoch())
         };
-        match Projection::open(path, durable, epoch) {
-            Ok(projection) => {
-                *self.catalog.lock().expect("no holder of the lock panics") = Some(projection);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "there is no catalog: marks are not listed");
-                return;
-            }
-        }
+        let opened = Projection::open(path, durable, epoch)?;
+        *self.catalog.lock().expect("no holder of the lock panics") = Some(opened);
         loop {
             let mut catalog = self.catalog.lock().expect("no holder of the lock panics");
-            let Some(projection) = catalog.as_mut() else { return };
-            let more = projection.step(&|look| look(&self.lock().node));
-            if let Err(error) = &more {
-                tracing::warn!(%error, "the catalog failed, and is made anew at the next start");
-                *catalog = None;
-                return;
-            }
+            let projection = catalog.as_mut().expect("nobody else takes it away");
+            let more = projection.step(&|look| look(&self.lock().node))?;
             if self.lock().stopping {
-                let _ = projection.flush();
-                return;
+                return projection.flush();
             }
             drop(catalog);
-            if !matches!(more, Ok(true)) {
-                let inner = self.lock();
-                if !inner.stopping {
-                    drop(
-                        self.stopped
-                            .wait_timeout(inner, PROJECT_EVERY)
-                            .expect("no holder of the lock panics"),
-                    );
-                }
+            if !more {
+                self.rest(PROJECT_EVERY);
             }
+        }
+    }
+
+    /// Waits, but not beyond the group's end.
+    fn rest(&self, time: Duration) {
+        let inner = self.lock();
+        if !inner.stopping {
+            drop(self.stopped.wait_timeout(inner, time).expect("no holder of the lock panics"));
         }
     }
 

@@ -11,6 +11,7 @@ use engine::io::Storage;
 use engine::log::ship::Stretch;
 use engine::node::config::{Config, NewVolume, Retention, Start};
 use engine::node::open;
+use engine::node::work::Lane;
 use engine::state::Role;
 use engine::types::{Checksum, Epoch, Extent, GroupId, Lsn, VolumeId};
 use std::collections::BTreeMap;
@@ -149,19 +150,24 @@ fn halted(node: &Driven) -> Result<(), Halt> {
 /// Background work, and a replica somewhere that takes whatever is durable.
 fn work(node: &mut Driven, reference: &mut Reference) -> Result<(), Halt> {
     node.work();
-    let durable = node.node.durable();
-    if node.node.role() == Role::Primary {
-        let mut next = reference.promised.next();
-        while let Stretch::Ready(batch) = node.node.records_from(next, 4 << 10) {
-            assert!(batch.last <= durable.lsn, "only what is durable is shipped");
-            reference.promised = reference.promised.max(batch.last);
-            next = batch.last.next();
-        }
-        node.node.acknowledged("west", durable);
-        reference.promised = reference.promised.max(durable.lsn);
-    }
+    ship(node, reference);
     node.work();
     halted(node)
+}
+
+fn ship(node: &mut Driven, reference: &mut Reference) {
+    let durable = node.node.durable();
+    if node.node.role() != Role::Primary {
+        return;
+    }
+    let mut next = reference.promised.next();
+    while let Stretch::Ready(batch) = node.node.records_from(next, 4 << 10) {
+        assert!(batch.last <= durable.lsn, "only what is durable is shipped");
+        reference.promised = reference.promised.max(batch.last);
+        next = batch.last.next();
+    }
+    node.node.acknowledged("west", durable);
+    reference.promised = reference.promised.max(durable.lsn);
 }
 
 /// Opens a node in the middle of a story.
@@ -200,8 +206,28 @@ fn live_on(node: &mut Driven, reference: &mut Reference, random: &mut Random) ->
         }
         work(node, reference)?;
     }
+    work_late(node, reference, random)?;
     for _ in 0..3 {
         write(node, reference, random)?;
+    }
+    Ok(())
+}
+
+/// Background work whose jobs are out for long: guests write, and files are used up, before each is run.
+fn work_late(node: &mut Driven, reference: &mut Reference, random: &mut Random) -> Result<(), Halt> {
+    for lane in [Lane::Apply, Lane::Bulk, Lane::Make] {
+        node.now.mono.0 += 10_000_000_000;
+        node.sync();
+        halted(node)?;
+        ship(node, reference);
+        let Some(job) = node.node.poll_job(node.now, lane) else { continue };
+        for _ in 0..8 {
+            write(node, reference, random)?;
+        }
+        flush(node, reference)?;
+        let (done, now) = (job.run(), node.now());
+        node.node.finish(now, done);
+        halted(node)?;
     }
     Ok(())
 }
@@ -489,6 +515,9 @@ fn live_on_promoted(
     }
     for _ in 0..2 {
         write(node, reference, random)?;
+    }
+    if round > 0 {
+        work_late(node, reference, random)?;
     }
     Ok(())
 }
