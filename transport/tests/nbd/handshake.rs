@@ -1,13 +1,14 @@
 //! N01 to N08, and the limits on clients.
 
-use crate::memory::{Bench, Exports, Memory, PAGE, Pace, SIZE};
+use crate::memory::{Bench, Exports, Memory, PAGE, Pace, SIZE, TIMEOUT};
 use crate::raw::{Raw, export, meta};
 use engine::guest::MAX_REQUEST_BYTES;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use transport::block::Shape;
+use transport::nbd::client::Client;
 use transport::nbd::handshake::{Admission, Handshake, MAX_OPTION_BYTES, Step, TlsPolicy};
 use transport::nbd::proto::{BASE_ALLOCATION, OPTION_MAGIC, export_flag, info, option, rep};
 use transport::nbd::{Config, Server, Stop, Tls};
@@ -327,7 +328,15 @@ fn n24_too_many_clients() {
     drop(crowd);
     served.pop().unwrap().disconnect().unwrap();
     bench.wait_for_connections(2);
-    bench.client().write(0, &[2; 512]).unwrap();
+    // Until the last of the crowd was seen to have gone, a newcomer may be turned away.
+    let until = Instant::now() + TIMEOUT;
+    let mut newcomer = loop {
+        match Client::connect(&bench.address(), "disk", TIMEOUT) {
+            Ok(client) => break client,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+    };
+    newcomer.write(0, &[2; 512]).unwrap();
 }
 
 /// The socket is its owner's; a stale file is replaced, anything else is left alone.
