@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::watch;
 use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::frame::Heartbeat;
@@ -267,6 +268,13 @@ impl Source for Group {
             Some(sender) => sender.subscribe(),
             // No longer primary: a channel whose sending half is gone ends the session.
             None => watch::channel(Lsn::ZERO).1,
+        }
+    }
+
+    fn pace(&self) -> Duration {
+        match self.config.ack {
+            Ack::Local => self.config.ship_delay,
+            Ack::Replica => Duration::ZERO,
         }
     }
 

@@ -30,6 +30,7 @@ use crate::state::{Role, StateFile};
 use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes of adjacent pieces that are written to a backing in one call.
 const GATHER_BYTES: usize = 1 << 20;
@@ -459,10 +460,16 @@ impl Node {
         self.volumes.values().map(|volume| volume.active.bytes()).sum()
     }
 
-    /// Whether records wait for a sync at all.
+    /// When what waits for a sync will have waited long enough, if nobody asks for it before; `None` if nothing waits.
     #[must_use]
-    pub fn has_unsynced(&self) -> bool {
-        self.unsynced_since.is_some()
+    pub fn sync_due_at(&self) -> Option<Mono> {
+        self.unsynced_since.map(|since| since.plus_ms(self.sync_delay_ms()))
+    }
+
+    /// How long a record may wait for its sync if nobody asks for it.
+    #[must_use]
+    pub fn sync_delay(&self) -> Duration {
+        Duration::from_millis(self.sync_delay_ms())
     }
 
     fn sync_is_due(&self, now: Now) -> bool {

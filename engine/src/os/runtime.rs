@@ -12,12 +12,12 @@ use crate::io::Storage;
 use crate::log::recovery::Report;
 use crate::node::config::Config;
 use crate::node::primary::{Lookup, Submitted};
-use crate::node::work::Lane;
+use crate::node::work::{Job, Lane};
 use crate::node::{Answer, Node, Ticket, open};
 use crate::os::clock;
 use crate::os::projection::Projection;
 use crate::read::{Plan, Wait};
-use crate::types::{Lsn, Now, VolumeId};
+use crate::types::{Lsn, Mono, Now, VolumeId};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -30,6 +30,11 @@ use std::time::Duration;
 const READERS: usize = 8;
 /// Reads that may wait for one of them; beyond, the caller waits.
 const READ_QUEUE: usize = 256;
+/// A request that comes alone and waits for a sync gets it from the thread that brought it, if syncs take less than
+/// this: two hops to another thread would take as long, and so little may hold up what comes behind it.
+const DIRECT_SYNC: Duration = Duration::from_micros(400);
+/// A group is busy for so long after a sync.
+const BUSY: Duration = Duration::from_millis(200);
 /// A catalog that failed is tried again after this time.
 const CATALOG_AGAIN: Duration = Duration::from_secs(10);
 /// The catalog is brought up to date this often.
@@ -51,8 +56,12 @@ struct Inner {
     node: Node,
     waiting: BTreeMap<Ticket, Waiting>,
     stopping: bool,
-    /// The sync thread sleeps until it is woken.
-    sync_idle: bool,
+    /// Until when the sync thread sleeps, if nobody wakes it.
+    sync_wakes: Mono,
+    /// When the last sync began.
+    synced: Mono,
+    /// What a sync takes, as a moving average.
+    sync_time: Duration,
 }
 
 struct Shared {
@@ -121,7 +130,14 @@ impl Group {
         let name = config.name.clone();
         let (node, report) = Node::open(clock::now(), storage, config)?;
         let (reads, queue) = bounded(READ_QUEUE);
-        let inner = Inner { node, waiting: BTreeMap::new(), stopping: false, sync_idle: false };
+        let inner = Inner {
+            node,
+            waiting: BTreeMap::new(),
+            stopping: false,
+            sync_wakes: Mono(0),
+            synced: Mono(0),
+            sync_time: Duration::from_secs(1),
+        };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             sync: Condvar::new(),
@@ -167,6 +183,7 @@ impl Group {
         later: &Arc<dyn Later>,
     ) {
         let mut reads = Vec::new();
+        let is_alone = requests.len() == 1;
         let mut inner = self.shared.lock();
         loop {
             let mut out = Submitted { ready: std::mem::take(ready), ..Submitted::default() };
@@ -181,11 +198,22 @@ impl Group {
             }
             *ready = out.ready;
             reads.append(&mut out.reads);
+            let waits = !out.waiting.is_empty();
             for (cookie, ticket) in out.waiting {
                 inner_ref.waiting.insert(ticket, Waiting { cookie, later: later.clone() });
             }
+            if is_alone
+                && waits
+                && inner_ref.sync_time < DIRECT_SYNC
+                && let Some(job) = inner_ref.node.poll_job(now, Lane::Sync)
+            {
+                drop(inner);
+                self.shared.sync(job);
+                break;
+            }
             self.shared.wake(inner_ref, now);
             if !out.stalled {
+                drop(inner);
                 break;
             }
             // What is answered already must not wait for room.
@@ -200,7 +228,6 @@ impl Group {
                 self.shared.progress.wait_timeout(inner, BULK_NAP).expect("no holder of the lock panics");
             inner = waited;
         }
-        drop(inner);
         for (cookie, lookup, plan) in reads {
             match look_up(&plan, lookup, Wait::No) {
                 Some(result) => ready.push(Completion { cookie, result }),
@@ -265,7 +292,8 @@ impl Group {
         for thread in threads {
             let _ = thread.join();
         }
-        self.shared.with(|node, now| node.close(now));
+        // A thread of a connection may be at a sync yet.
+        self.at_rest(|node, now| (!node.is_syncing()).then(|| node.close(now)));
     }
 }
 
@@ -331,8 +359,8 @@ impl Shared {
     }
 
     fn wake(&self, inner: &Inner, now: Now) {
-        let wants_sync = inner.sync_idle && inner.node.has_unsynced() || inner.node.is_due(now, Lane::Sync);
-        if wants_sync {
+        let too_late = inner.node.sync_due_at().is_some_and(|due| due < inner.sync_wakes);
+        if too_late || inner.node.is_due(now, Lane::Sync) {
             self.sync.notify_one();
         }
         for (lane, woken) in [(Lane::Make, &self.make), (Lane::Apply, &self.apply), (Lane::Bulk, &self.bulk)]
@@ -343,30 +371,42 @@ impl Shared {
         }
     }
 
+    /// Runs a sync, and answers whoever waited for it.
+    fn sync(&self, job: Job) {
+        let began = clock::now();
+        let done = job.run();
+        let mut inner = self.lock();
+        let now = clock::now();
+        inner.synced = began.mono;
+        let took = Duration::from_nanos(now.mono.0.saturating_sub(began.mono.0));
+        inner.sync_time = (inner.sync_time * 3 + took) / 4;
+        inner.node.finish(now, done);
+        let outbox = self.after(&mut inner, now);
+        drop(inner);
+        outbox.deliver();
+        self.progress.notify_all();
+    }
+
     fn sync_loop(&self) {
         let mut inner = self.lock();
         while !inner.stopping {
             let now = clock::now();
             if let Some(job) = inner.node.poll_job(now, Lane::Sync) {
                 drop(inner);
-                let done = job.run();
-                inner = self.lock();
-                let now = clock::now();
-                inner.node.finish(now, done);
-                let outbox = self.after(&mut inner, now);
-                drop(inner);
-                outbox.deliver();
-                self.progress.notify_all();
+                self.sync(job);
                 inner = self.lock();
                 continue;
             }
-            inner.sync_idle = !inner.node.has_unsynced();
-            let nap = match inner.sync_idle {
-                true => SYNC_NAP,
-                false => nap(&inner.node, now, SYNC_NAP),
+            let nap = match inner.node.sync_due_at() {
+                Some(_) => nap(&inner.node, now, SYNC_NAP),
+                // To be woken by each first write behind a sync would cost each of them more than this.
+                None if now.mono.0.saturating_sub(inner.synced.0) < BUSY.as_nanos() as u64 => {
+                    inner.node.sync_delay().max(Duration::from_millis(1))
+                }
+                None => SYNC_NAP,
             };
+            inner.sync_wakes = Mono(now.mono.0 + nap.as_nanos() as u64);
             inner = self.sync.wait_timeout(inner, nap).expect("no holder of the lock panics").0;
-            inner.sync_idle = false;
         }
     }
 

@@ -18,13 +18,13 @@ use super::session::Config as SessionConfig;
 use super::tls::{Credentials, NodeName, Side};
 use super::wire::{Reader, Writer};
 use engine::peer::{Batch, Hello};
-use engine::types::{Lsn, Now};
+use engine::types::Now;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// The configuration of a dialler.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,8 +81,9 @@ pub struct Dialler<S> {
 
 /// Hands records to the session. The log may have become more durable since the session was last told, and the
 /// source gives what is durable when it reads.
-fn take(sender: &mut Sender, durable: &watch::Receiver<Lsn>, batch: Batch) {
-    sender.handle_durable(sender.durable().max(*durable.borrow()));
+fn take(sender: &mut Sender, batch: Batch) {
+    // It may reach beyond what the session has been told of yet.
+    sender.handle_durable(sender.durable().max(batch.last));
     sender.handle_records(batch);
 }
 
@@ -204,13 +205,19 @@ impl<S: Source> Link<S> {
         let mut durable = self.dialler.source.durable();
         let mut sender = Sender::new(self.dialler.config.session.clone(), clock.now(), hello);
         let mut job: Option<Job<Done>> = None;
+        let mut ship_at = Instant::now();
         loop {
             let now = clock.now();
             if sender.poll_timeout().is_some_and(|at| at <= now.mono) {
                 sender.handle_timeout(now);
             }
             // The hello may have been made from newer state than what the watch has been told yet.
-            sender.handle_durable(sender.durable().max(*durable.borrow_and_update()));
+            let mut behind = *durable.borrow_and_update() > sender.durable();
+            if behind && Instant::now() >= ship_at {
+                ship_at = Instant::now() + self.dialler.source.pace();
+                sender.handle_durable(*durable.borrow());
+                behind = false;
+            }
             while let Some(event) = sender.poll_event() {
                 if let Some(started) = self.handle_event(event, now).await? {
                     assert!(job.is_none(), "a session is welcomed once, before it reads");
@@ -218,7 +225,7 @@ impl<S: Source> Link<S> {
                 }
             }
             if job.is_none() {
-                job = self.fill(&mut sender, &durable)?;
+                job = self.fill(&mut sender)?;
             }
             if writer.is_idle()
                 && let Some(frame) = sender.poll_transmit()
@@ -235,11 +242,12 @@ impl<S: Source> Link<S> {
                             self.changed(LinkState::Streaming { address: connection.remote_address() });
                             sender.handle_attached();
                         }
-                        Done::Read(batch) => take(&mut sender, &durable, batch),
+                        Done::Read(batch) => take(&mut sender, batch),
                     }
                 }
                 () = changed(&mut self.dialler.credentials) => self.recheck(connection)?,
-                changed = durable.changed() => changed.map_err(|_| Fault::Retired)?,
+                changed = durable.changed(), if !behind => changed.map_err(|_| Fault::Retired)?,
+                () = sleep_until(ship_at), if behind => {}
                 // Before the writer, which learns of a closed connection first: a refusal may stand before its end.
                 filled = reader.fill() => {
                     filled?;
@@ -270,10 +278,10 @@ impl<S: Source> Link<S> {
     }
 
     /// Gives the session what it wants, from memory at once or from the disk by a job.
-    fn fill(&self, sender: &mut Sender, durable: &watch::Receiver<Lsn>) -> Result<Option<Job<Done>>, End> {
+    fn fill(&self, sender: &mut Sender) -> Result<Option<Job<Done>>, End> {
         let Some(want) = sender.poll_want() else { return Ok(None) };
         if let Some(batch) = self.dialler.source.read_cached(want)? {
-            take(sender, durable, batch);
+            take(sender, batch);
             return Ok(None);
         }
         let source = self.dialler.source.clone();

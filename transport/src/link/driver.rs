@@ -14,7 +14,7 @@ use quinn::VarInt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -36,6 +36,12 @@ pub trait Source: Send + Sync + 'static {
     /// This node's durable LSN. Never goes back. Dropping the sending half ends the sessions: this node is no
     /// longer the primary.
     fn durable(&self) -> watch::Receiver<Lsn>;
+
+    /// The shortest time between two looks at [`Source::durable`]. Each shipment costs both sides packets and the
+    /// replica a sync, however small it is; zero where somebody waits for the replica.
+    fn pace(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// The records that are wanted, if that needs no wait for a disk; `None` if it does.
     ///
@@ -332,12 +338,12 @@ impl Clock {
     /// Waits until then; without a deadline, for ever.
     pub(super) async fn until(self, deadline: Option<Mono>) {
         match deadline {
-            Some(at) => tokio::time::sleep_until(self.start + std::time::Duration::from_nanos(at.0)).await,
+            Some(at) => tokio::time::sleep_until(self.start + Duration::from_nanos(at.0)).await,
             None => std::future::pending().await,
         }
     }
 }
 
-fn nanos(duration: std::time::Duration) -> u64 {
+fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
