@@ -228,6 +228,16 @@ impl Projector {
         Ok(())
     }
 
+    /// Takes it that the records up to `lsn` hold nothing more.
+    pub fn pass(&mut self, catalog: &mut dyn Catalog, lsn: Lsn) -> Result<()> {
+        if lsn > self.through {
+            catalog.set_projected_through(lsn)?;
+            self.through = lsn;
+            self.unnoted = 0;
+        }
+        Ok(())
+    }
+
     /// Whether a record is to be a sample. Decided by the newest sample alone, so that a new projection of the same
     /// log gives the same samples.
     fn is_due(&self, lsn: Lsn, time: Timestamp) -> bool {

@@ -121,4 +121,8 @@ pub trait File: Send + Sync {
 
     /// Tells the disk that a range will be read soon. Never fails; may do nothing.
     fn will_need(&self, _offset: u64, _len: u64) {}
+
+    /// Tells the system that what is durable of the file will not be read soon: its memory is better used for
+    /// something else. Never fails; may do nothing.
+    fn let_go(&self) {}
 }

@@ -18,9 +18,11 @@
 //! | [`scan`] | reading records in order |
 //! | [`recovery`] | opening a log after a death |
 //! | [`ship`] | reading stretches of it for a replica |
+//! | [`notes`] | what the catalog wants to know of the newest records |
 
 pub mod chain;
 pub mod format;
+pub mod notes;
 pub mod recovery;
 pub mod scan;
 pub mod segment;
@@ -33,12 +35,17 @@ use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Reign, Timestamp, V
 use bytes::{Bytes, BytesMut};
 use chain::Tip;
 use format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, aligned};
+use notes::Notes;
 use segment::{Fill, Folder, Segment, Spare};
 use std::io::IoSlice;
 use std::sync::Arc;
 
 /// The unit in which files are written. Pages of most systems and blocks of most filesystems have this size.
 const PAGE_BYTES: usize = 4096;
+
+/// A file that takes so many syncs while it is filled is worth being written with zeros before: each sync of a block
+/// that was only reserved writes the filesystem's journal as well.
+const ZEROS_PAY_SYNCS: u32 = 256;
 
 /// The limits of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +180,7 @@ pub struct Appended {
 pub struct Sync {
     files: Vec<Arc<dyn File>>,
     upto: Tip,
+    lets_go: bool,
 }
 
 /// The outcome of a [`Sync`].
@@ -183,13 +191,25 @@ pub struct Synced {
 }
 
 impl Sync {
+    /// Whether files that are full are to leave the system's memory once they are synced: nobody will read them or
+    /// write to them soon.
+    pub fn lets_go(&mut self, lets_go: bool) {
+        self.lets_go = lets_go;
+    }
+
     /// Syncs the files. An error of one is an error of all.
     pub fn run(self) -> Synced {
         let sync = |file: &Arc<dyn File>| match file.sync() {
             Err(_) if planted!(RetryFailedSync) => file.sync(),
             result => result,
         };
-        Synced { upto: self.upto, result: self.files.iter().try_for_each(sync) }
+        let result = self.files.iter().try_for_each(sync);
+        if self.lets_go
+            && let Some((_filling, full)) = self.files.split_last()
+        {
+            full.iter().for_each(|file| file.let_go());
+        }
+        Synced { upto: self.upto, result }
     }
 }
 
@@ -215,6 +235,11 @@ pub struct Log {
     syncing: bool,
     failure: Option<Failure>,
     recent: ship::Recent,
+    notes: Notes,
+    /// Syncs since the last file began.
+    syncs: u32,
+    /// Syncs while the one before it was filled.
+    last_syncs: Option<u32>,
 }
 
 impl Log {
@@ -246,6 +271,12 @@ impl Log {
     #[must_use]
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
+    }
+
+    /// What was noted of the newest records.
+    #[must_use]
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// Bytes of segment files that hold needed records, branches included.
@@ -361,13 +392,11 @@ impl Log {
         let first = self.tip.lsn.next();
         for (header, at) in headers {
             let offset = start + at as u64;
-            self.note(&header, offset);
             let from = at + HEADER_BYTES;
-            appended.push(Appended {
-                header,
-                place: Place { segment: slot, offset: offset + HEADER_BYTES as u64 },
-                payload: bytes.slice(from..from + header.payload_len as usize),
-            });
+            let payload = bytes.slice(from..from + header.payload_len as usize);
+            self.note(&header, offset, &payload);
+            let place = Place { segment: slot, offset: offset + HEADER_BYTES as u64 };
+            appended.push(Appended { header, place, payload });
         }
         self.recent.push(first, self.tip.lsn, bytes);
         Ok(count)
@@ -437,13 +466,11 @@ impl Log {
             self.write(&run)?;
             for (header, at) in &records[..count] {
                 let offset = start + (at - from) as u64;
-                self.note(header, offset);
-                let payload = at + HEADER_BYTES;
-                appended.push(Appended {
-                    header: *header,
-                    place: Place { segment: slot, offset: offset + HEADER_BYTES as u64 },
-                    payload: bytes.slice(payload..payload + header.payload_len as usize),
-                });
+                let from = at + HEADER_BYTES;
+                let payload = bytes.slice(from..from + header.payload_len as usize);
+                self.note(header, offset, &payload);
+                let place = Place { segment: slot, offset: offset + HEADER_BYTES as u64 };
+                appended.push(Appended { header: *header, place, payload });
             }
             self.recent.push(first.lsn, self.tip.lsn, run);
             records = &records[count..];
@@ -477,6 +504,7 @@ impl Log {
                 self.line.push(segment);
                 self.page.clear();
                 self.must_begin = false;
+                self.last_syncs = Some(std::mem::take(&mut self.syncs));
                 Ok(())
             }
             Err(error) => Err(Error::Failed(self.fail("write", error))),
@@ -511,7 +539,8 @@ impl Log {
     }
 
     /// Takes note of a record that was written.
-    fn note(&mut self, header: &Header, offset: u64) {
+    fn note(&mut self, header: &Header, offset: u64, payload: &[u8]) {
+        self.notes.take(header, payload);
         let segment = self.line.last_mut().expect("it was written to a segment");
         segment.note(self.tip, header, offset);
         self.tip = self.tip.advanced(header);
@@ -530,7 +559,7 @@ impl Log {
             return None;
         }
         self.syncing = true;
-        Some(Sync { files: std::mem::take(&mut self.unsynced), upto: self.tip })
+        Some(Sync { files: std::mem::take(&mut self.unsynced), upto: self.tip, lets_go: false })
     }
 
     /// Takes the outcome of a sync. Only this moves the durable position.
@@ -551,6 +580,7 @@ impl Log {
             "a sync covers what was appended"
         );
         self.durable = synced.upto;
+        self.syncs = self.syncs.saturating_add(1);
         // The file that is being filled may have been written to while it was synced: `write` has put it back on
         // the list then.
         Ok(())
@@ -561,8 +591,10 @@ impl Log {
         let in_use = self.used_bytes() + self.folder.spares() as u64 * self.limits.segment_bytes;
         let allowed = in_use + self.limits.segment_bytes <= self.limits.log_bytes;
         (self.folder.spares() < wanted && allowed && self.failure.is_none()).then(|| {
-            // With none in hand, records come faster than zeros could be written ahead of them.
-            let fill = if self.folder.spares() == 0 { Fill::Reserve } else { Fill::Zeros };
+            // With none in hand, records come faster than zeros could be written ahead of them; and where a file
+            // takes few syncs, the zeros cost more than they save.
+            let pays = self.last_syncs.is_none_or(|last| last.max(self.syncs) >= ZEROS_PAY_SYNCS);
+            let fill = if pays && self.folder.spares() > 0 { Fill::Zeros } else { Fill::Reserve };
             self.folder.make(fill)
         })
     }
@@ -640,6 +672,7 @@ impl Log {
         self.page.clear();
         self.must_begin = true;
         self.recent.clear();
+        self.notes.cut(at.lsn);
     }
 }
 

@@ -24,6 +24,7 @@
 
 use super::chain::Tip;
 use super::format::{ALIGN, Fault, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader};
+use super::notes::Notes;
 use super::scan::{Depth, Scan, Stop, headers_anywhere};
 use super::segment::{Folder, Found, Segment, Spare};
 use super::{Limits, Log, PAGE_BYTES, Place, open_folder, ship};
@@ -536,6 +537,9 @@ impl Opening<'_> {
             syncing: false,
             failure: None,
             recent: ship::Recent::new(limits.recent_bytes),
+            notes: Notes::new(self.tip.lsn.next()),
+            syncs: 0,
+            last_syncs: None,
         };
         Ok((log, self.report))
     }

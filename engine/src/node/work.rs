@@ -402,7 +402,9 @@ impl Node {
         match lane {
             Lane::Sync if self.work.syncing || !self.sync_is_due(now) => None,
             Lane::Sync => {
-                let sync = self.log.begin_sync()?;
+                let mut sync = self.log.begin_sync()?;
+                // Where a replica keeps up, a full file is soon filled again, and best where it is.
+                sync.lets_go(!self.ships());
                 self.work.syncing = true;
                 self.work.unsynced_bytes = 0;
                 self.unsynced_since = None;

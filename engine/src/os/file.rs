@@ -274,6 +274,11 @@ impl File for Handle {
             fs::fadvise(&self.fd, offset, Some(len), Advice::WillNeed).ok();
         }
     }
+
+    fn let_go(&self) {
+        // Advice only.
+        fs::fadvise(&self.fd, 0, None, Advice::DontNeed).ok();
+    }
 }
 
 impl Syncs {

@@ -6,6 +6,7 @@
 use crate::catalog::{Catalog, Entry, Error, Mark, MarkKind, Projector};
 use crate::event::{Kind, Marked, Promoted, decode_body};
 use crate::log::format::{HEADER_BYTES, Header, Seed};
+use crate::log::notes::Note;
 use crate::log::ship::Stretch;
 use crate::node::Node;
 use crate::os::catalog::{self, DiskCatalog, Found};
@@ -24,6 +25,14 @@ pub struct Projection {
     projector: Projector,
     /// The reign that it was projected under: a new one may have cut the log below.
     epoch: Epoch,
+}
+
+/// What is to be projected.
+enum News {
+    /// All there is to know, up to that record.
+    Noted(Vec<Note>, Lsn),
+    /// Records that were appended before this process began, or long ago.
+    Logged(Seed, Stretch),
 }
 
 impl Projection {
@@ -52,9 +61,14 @@ impl Projection {
             let cut = cut.map(|reign| (reign.epoch, reign.branch.lsn));
             let next = self.projector.next();
             let from = cut.map_or(next, |(_, branch)| next.min(branch.next())).max(node.log().first());
-            found = Some((cut, from, state.horizon, node.log().seed(), node.log().read(from, STEP_BYTES)));
+            let durable = node.durable().lsn;
+            let source = match node.log().notes().between(from, durable) {
+                Some(notes) => News::Noted(notes, durable),
+                None => News::Logged(node.log().seed(), node.log().read(from, STEP_BYTES)),
+            };
+            found = Some((cut, from, state.horizon, source));
         });
-        let Some((cut, from, horizon, seed, stretch)) = found else { return Ok(false) };
+        let Some((cut, from, horizon, source)) = found else { return Ok(false) };
         if let Some((epoch, branch)) = cut {
             self.projector = Projector::open(&mut self.catalog, branch)?;
             self.epoch = epoch;
@@ -65,6 +79,19 @@ impl Projection {
             self.projector = Projector::open(&mut self.catalog, from.prev())?;
         }
         self.catalog.forget_before(horizon)?;
+        match source {
+            News::Noted(notes, durable) => {
+                for note in &notes {
+                    self.project(note.lsn, note.time, note.kind, &note.body)?;
+                }
+                self.projector.pass(&mut self.catalog, durable)?;
+                Ok(false)
+            }
+            News::Logged(seed, stretch) => self.read(seed, stretch),
+        }
+    }
+
+    fn read(&mut self, seed: Seed, stretch: Stretch) -> Result<bool, Error> {
         let batch = match stretch {
             Stretch::Ready(batch) => batch,
             Stretch::OnDisk(read) => match read.run() {
@@ -74,40 +101,40 @@ impl Projection {
             },
             Stretch::UpToDate | Stretch::Gone => return Ok(false),
         };
-        for piece in &batch.bytes {
-            self.project(seed, piece)?;
+        for records in &batch.bytes {
+            let mut at = 0;
+            while let Ok(header) = Header::decode(seed, &records[at..]) {
+                let body = &records[at + HEADER_BYTES..at + HEADER_BYTES + header.payload_len as usize];
+                self.project(header.lsn, header.time, header.kind, body)?;
+                at += header.record_len();
+            }
         }
         Ok(true)
     }
 
-    fn project(&mut self, seed: Seed, records: &[u8]) -> Result<(), Error> {
-        let mut at = 0;
-        while let Ok(header) = Header::decode(seed, &records[at..]) {
-            let payload = &records[at + HEADER_BYTES..at + HEADER_BYTES + header.payload_len as usize];
-            let (mark, reign);
-            let entry = match header.kind {
-                Kind::Mark => match decode_body::<Marked>(payload) {
-                    Some(Marked { name }) => {
-                        mark = Mark { time: header.time, kind: MarkKind::Bookmark, name };
-                        Entry::Mark(&mark)
-                    }
-                    None => Entry::Other,
-                },
-                Kind::Promote => match decode_body::<Promoted>(payload) {
-                    Some(promoted) => {
-                        reign = promoted.reign;
-                        Entry::Reign(&reign)
-                    }
-                    None => Entry::Other,
-                },
-                _ => Entry::Other,
-            };
-            if header.lsn >= self.projector.next() {
-                self.projector.project(&mut self.catalog, header.lsn, header.time, entry)?;
-            }
-            at += header.record_len();
+    fn project(&mut self, lsn: Lsn, time: Timestamp, kind: Kind, body: &[u8]) -> Result<(), Error> {
+        if lsn < self.projector.next() {
+            return Ok(());
         }
-        Ok(())
+        let (mark, reign);
+        let entry = match kind {
+            Kind::Mark => match decode_body::<Marked>(body) {
+                Some(Marked { name }) => {
+                    mark = Mark { time, kind: MarkKind::Bookmark, name };
+                    Entry::Mark(&mark)
+                }
+                None => Entry::Other,
+            },
+            Kind::Promote => match decode_body::<Promoted>(body) {
+                Some(promoted) => {
+                    reign = promoted.reign;
+                    Entry::Reign(&reign)
+                }
+                None => Entry::Other,
+            },
+            _ => Entry::Other,
+        };
+        self.projector.project(&mut self.catalog, lsn, time, entry)
     }
 
     /// The marks from `horizon` on, oldest first.
