@@ -1,5 +1,5 @@
 //! A [`Node`] on real threads: one for each lane of its work, a few that wait for disks on behalf of
-//! reads. Everything they do is the node's own [`Job`](crate::node::work::Job)s; no decision is made here.
+//! reads. Everything they do is the node's own [`Job`]s; no decision is made here.
 //!
 //! - A plain write, and a read that memory or the page cache can serve, run on the caller's thread, under one short
 //!   lock.
