@@ -26,6 +26,7 @@ use std::ops::{Bound, RangeInclusive};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The most that a value may take, in bytes: four times the longest mark.
 pub const MAX_VALUE_BYTES: usize = 1024;
@@ -35,6 +36,10 @@ const FORMAT: u64 = 1;
 
 /// sled's cache, in bytes: a month of samples would take more, but nobody reads them all.
 const CACHE_BYTES: u64 = 8 << 20;
+
+/// How often, and how far apart, a catalog that is being closed is tried.
+const PATIENCE_TRIES: u32 = 1000;
+const PATIENCE_EACH: Duration = Duration::from_millis(5);
 
 /// How [`open`] found the catalog.
 #[derive(Debug)]
@@ -67,7 +72,7 @@ pub struct DiskCatalog {
 pub fn open(path: &Path) -> Result<(DiskCatalog, Found)> {
     let found = match path.try_exists()? {
         false => Found::Absent,
-        true => match DiskCatalog::open_as_it_is(path) {
+        true => match open_when_free(path) {
             Ok(catalog) => return Ok((catalog, Found::Whole)),
             Err(error) => {
                 if path.is_dir() {
@@ -86,6 +91,23 @@ pub fn open(path: &Path) -> Result<(DiskCatalog, Found)> {
         Ok(())
     })?;
     Ok((catalog, found))
+}
+
+/// Opens what is there. A catalog that this process has just closed may be held by a thread of sled's for a moment yet.
+#[expect(clippy::disallowed_methods, reason = "sled tells nobody when it is done")]
+fn open_when_free(path: &Path) -> Result<DiskCatalog> {
+    for _ in 0..PATIENCE_TRIES {
+        match DiskCatalog::open_as_it_is(path) {
+            Err(Error::Io(error)) if is_held(&error) => std::thread::sleep(PATIENCE_EACH),
+            result => return result,
+        }
+    }
+    DiskCatalog::open_as_it_is(path)
+}
+
+/// sled wraps the system's answer in words of its own.
+fn is_held(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 impl DiskCatalog {
