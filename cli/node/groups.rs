@@ -34,6 +34,8 @@ const COMPARE_EVERY_MS: u64 = 1_000;
 pub(super) struct LinkInfo {
     pub(super) state: Shown,
     pub(super) since: Timestamp,
+    /// The last that was measured on it.
+    pub(super) rtt: Option<Duration>,
     pub(super) reason: Option<String>,
 }
 
@@ -59,7 +61,12 @@ impl Links {
     }
 
     fn refused(&self, peer: &NodeName, rebuff: &Rebuff) {
-        let info = LinkInfo { state: Shown::Refused, since: time::now(), reason: Some(rebuff.to_string()) };
+        let info = LinkInfo {
+            state: Shown::Refused,
+            since: time::now(),
+            rtt: None,
+            reason: Some(rebuff.to_string()),
+        };
         self.lock().insert(peer.as_str().to_owned(), info);
     }
 
@@ -75,8 +82,18 @@ impl Links {
             LinkState::Streaming { .. } => (Shown::Connected, None),
             LinkState::Down { reason } => (Shown::Connecting, Some(reason.clone())),
         };
-        let since = known.filter(|known| known.state == shown).map_or_else(time::now, |known| known.since);
-        links.insert(peer.as_str().to_owned(), LinkInfo { state: shown, since, reason });
+        let same = known.filter(|known| known.state == shown);
+        let since = same.map_or_else(time::now, |known| known.since);
+        let rtt = same.and_then(|known| known.rtt);
+        links.insert(peer.as_str().to_owned(), LinkInfo { state: shown, since, rtt, reason });
+    }
+
+    fn measured(&self, peer: &NodeName, rtt: Duration) {
+        if let Some(info) = self.lock().get_mut(peer.as_str())
+            && info.state == Shown::Connected
+        {
+            info.rtt = Some(rtt);
+        }
     }
 }
 
@@ -323,6 +340,10 @@ impl Source for Group {
         self.links.refused(peer, rebuff);
     }
 
+    fn measured(&self, peer: &NodeName, rtt: Duration) {
+        self.links.measured(peer, rtt);
+    }
+
     fn link_changed(&self, peer: &NodeName, state: &LinkState) {
         self.links.note(peer, state);
         let connected = matches!(state, LinkState::Streaming { .. });
@@ -367,6 +388,12 @@ impl Sink for Sinks {
     fn heard(&self, group: &GroupId, heartbeat: Heartbeat, _at: Timestamp) {
         if let Some(group) = self.by_id(group) {
             group.engine.with(|node, now| node.heard(now, heartbeat.durable));
+        }
+    }
+
+    fn measured(&self, group: &GroupId, peer: &NodeName, rtt: Duration) {
+        if let Some(group) = self.by_id(group) {
+            group.upstream.measured(peer, rtt);
         }
     }
 

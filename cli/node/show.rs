@@ -117,7 +117,8 @@ fn positions(group: &Group, report: &Report) -> Positions {
 fn link(info: Option<LinkInfo>) -> Link {
     match info {
         Some(info) => {
-            Link { state: info.state, since: Some(Moment(info.since)), rtt_us: None, reason: info.reason }
+            let rtt_us = info.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+            Link { state: info.state, since: Some(Moment(info.since)), rtt_us, reason: info.reason }
         }
         None => Link { state: LinkState::Connecting, since: None, rtt_us: None, reason: None },
     }

@@ -179,7 +179,7 @@ impl Node {
     }
 
     /// Makes an unborn replica a member of `group`.
-    pub(crate) fn be_born(&mut self, now: Now, group: GroupId, history: Vec<Reign>) -> Result<(), Error> {
+    pub(crate) fn be_born(&mut self, group: GroupId, history: Vec<Reign>) -> Result<(), Error> {
         assert!(!self.is_born(), "a node is born once");
         let path = self.path("state");
         let state = State { group, history, ..unborn_state(self.config.node) };
@@ -187,7 +187,7 @@ impl Node {
         let lock = self._lock.clone();
         let (node, _) = load(self.storage.clone(), self.config.clone(), Some(Arc::new(file)), state, lock)?;
         *self = node;
-        tracing::info!(group = %self.config.name, id = %group, at = %now.wall, "became a replica");
+        tracing::info!(group = %self.config.name, id = %group, "became a replica");
         Ok(())
     }
 

@@ -43,7 +43,7 @@ impl Node {
             return Err(Rebuff::Failed);
         }
         if !self.is_born() {
-            let adopted = self.be_born(now, hello.group, hello.history.clone());
+            let adopted = self.be_born(hello.group, hello.history.clone());
             adopted.map_err(|error| {
                 // Half of it may be on disk, and a sync that failed is not repeated by this process.
                 self.fail(now, format!("could not become a replica: {error}"));
@@ -184,7 +184,7 @@ impl Node {
         }
         for record in &appended {
             self.work.unsynced_bytes += record.header.record_len() as u64;
-            self.follow(now, record).map_err(|error| {
+            self.follow(record).map_err(|error| {
                 self.fail(now, error);
                 Rebuff::Failed
             })?;
@@ -205,7 +205,7 @@ impl Node {
     }
 
     /// Takes note of one record.
-    fn follow(&mut self, now: Now, record: &log::Appended) -> Result<(), String> {
+    fn follow(&mut self, record: &log::Appended) -> Result<(), String> {
         let header = &record.header;
         match header.kind {
             Kind::Write | Kind::Zero => {
@@ -223,7 +223,7 @@ impl Node {
                 let base = open::open_base(&*self.storage, &self.config.dir, &spec, open::Presence::Any)
                     .map_err(|error| error.to_string())?;
                 tracing::info!(
-                    group = %self.config.name, volume = spec.name, size = spec.size, at = %now.wall,
+                    group = %self.config.name, volume = spec.name, size = spec.size,
                     "volume defined"
                 );
                 let volume = Volume {

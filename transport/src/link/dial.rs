@@ -219,6 +219,9 @@ impl<S: Source> Link<S> {
                 behind = false;
             }
             while let Some(event) = sender.poll_event() {
+                if matches!(event, Event::Heard(_)) {
+                    self.dialler.source.measured(&self.dialler.target.node, connection.rtt());
+                }
                 if let Some(started) = self.handle_event(event, now).await? {
                     assert!(job.is_none(), "a session is welcomed once, before it reads");
                     job = Some(started);

@@ -73,6 +73,9 @@ pub trait Source: Send + Sync + 'static {
     /// A sign of life from the replica, heard at `at`.
     fn heard(&self, _peer: &NodeName, _heartbeat: Heartbeat, _at: Timestamp) {}
 
+    /// The way to the replica and back takes so long, as QUIC measures it; told with each sign of life.
+    fn measured(&self, _peer: &NodeName, _rtt: Duration) {}
+
     /// The link went up or down.
     fn link_changed(&self, _peer: &NodeName, _state: &LinkState) {}
 }
@@ -105,6 +108,9 @@ pub trait Sink: Send + Sync + 'static {
 
     /// A sign of life from the primary, heard at `at`: with the standing it gives lag and clock skew.
     fn heard(&self, _group: &GroupId, _heartbeat: Heartbeat, _at: Timestamp) {}
+
+    /// The way to the primary and back takes so long, as QUIC measures it; told with each sign of life.
+    fn measured(&self, _group: &GroupId, _peer: &NodeName, _rtt: Duration) {}
 
     /// A session with `peer` began or ended.
     fn link_changed(&self, _group: &GroupId, _peer: &NodeName, _state: &LinkState) {}

@@ -254,7 +254,9 @@ impl<S: Sink> Connection<S> {
                     Event::Append(batch) => waiting.push(batch),
                     Event::Heard(heartbeat) => {
                         if let Some(place) = &place {
-                            self.shared.sink.heard(&place.session.group(), heartbeat, now.wall);
+                            let group = place.session.group();
+                            self.shared.sink.heard(&group, heartbeat, now.wall);
+                            self.shared.sink.measured(&group, peer, connection.rtt());
                         }
                     }
                     Event::Lost(reason) => {
