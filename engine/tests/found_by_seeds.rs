@@ -4,12 +4,15 @@ mod common;
 
 use bytes::Bytes;
 use common::{A, Driven, TempDir, primary_config, replica_config, replicate};
+use engine::faulty::{Call, Effect, Errno, Fault, Faulty, Lasting};
 use engine::guest::{Op, Request};
 use engine::log::ship::Stretch;
 use engine::node::config::Config;
 use engine::node::primary::Submitted;
+use engine::node::work::Lane;
 use engine::peer::Rebuff;
 use engine::types::{Epoch, Lsn, NodeId, Reign};
+use std::sync::Arc;
 
 fn pair() -> (TempDir, TempDir, Driven, Driven) {
     let (here, there) = (TempDir::new(), TempDir::new());
@@ -127,4 +130,37 @@ fn r07_a_stream_ends_with_the_news_of_a_newer_epoch() {
     let Stretch::Ready(batch) = primary.node.records_from(from, 1 << 20) else { panic!("it is in memory") };
     let now = replica.now();
     assert!(matches!(replica.node.append(now, batch), Err(Rebuff::Superseded { .. })));
+}
+
+/// Seed 203879: a log that could not be read for a moment was taken for one with nothing left to bring the disks of a
+/// promoted node up to date with.
+#[test]
+fn r16_disks_are_not_filled_while_the_log_cannot_be_read() {
+    let (_here, _there, mut primary, _) = pair();
+    let west = TempDir::new();
+    let faulty = Faulty::new(west.storage());
+    let mut replica =
+        Driven::open(Arc::new(faulty.clone()), replica_config("orders")).expect("a new replica");
+    primary.write(A, 0, &[1; 4096]).expect("there is room");
+    primary.flush().expect("a flush");
+    replicate(&mut primary, &mut replica);
+    let (now, latest) = (replica.now(), replica.node.durable().lsn);
+    replica.node.promote(now, latest, Epoch(2)).expect("promoted");
+    // So much that the disks are brought up to date by a pass, which ends in the middle of a file.
+    for _ in 0..8 {
+        replica.write(A, 0, &[2; 4096]).expect("there is room");
+    }
+    replica.flush().expect("a flush");
+    while let Some(job) = replica.node.poll_job(replica.now, Lane::Bulk) {
+        let (done, now) = (job.run(), replica.now());
+        replica.node.finish(now, done);
+    }
+    replica.write(A, 0, &[3; 4096]).expect("there is room");
+    let (errno, effect, lasting) = (Errno::Io, Effect::Nothing, Lasting::Once);
+    faulty.arm(Fault { call: Some(Call::Read), nth: 1, errno, effect, lasting });
+    assert!(!replica.node.is_filled(), "who knows");
+    assert!(replica.node.is_filled(), "they are");
+    let now = replica.now();
+    replica.node.end_hydration(now).expect("the log can be read");
+    assert_eq!(replica.read(A, 0, 4096).expect("it serves"), [3; 4096]);
 }

@@ -26,7 +26,7 @@ use crate::log::segment::{Make, Spare};
 use crate::log::{self, Sync, Synced};
 use crate::overlay::{Content, Overlay};
 use crate::read::{Plan, Wait};
-use crate::state::{Role, StateFile};
+use crate::state::{Hydration, Role, StateFile};
 use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -814,21 +814,24 @@ impl Node {
     }
 
     /// Whether the disks of a promoted node are filled and nearly up to date: the runtime then calls
-    /// [`Node::end_hydration`].
+    /// [`Node::end_hydration`]. Reads the log; where that fails, they are not known to be.
     #[must_use]
     pub fn is_filled(&self) -> bool {
-        let Some(hydration) = &self.state.hydration else { return false };
-        let whole = hydration
-            .done
-            .iter()
-            .all(|(id, done)| self.volumes.get(id).is_some_and(|volume| *done >= volume.spec.size));
-        let near = || {
-            self.log.bytes_after(hydration.at).is_none_or(|bytes| bytes <= self.config.limits.catch_up_bytes)
+        let near = |hydration: &Hydration| {
+            let behind = self.log.bytes_after(hydration.at);
+            behind.is_some_and(|bytes| bytes <= self.config.limits.catch_up_bytes)
         };
-        whole
+        self.state.hydration.as_ref().is_some_and(|hydration| {
+            self.is_whole(hydration) && (self.work.catch_ups >= MAX_CATCH_UPS || near(hydration))
+        })
+    }
+
+    /// Whether every disk is filled, and nothing is being done to them.
+    fn is_whole(&self, hydration: &Hydration) -> bool {
+        let mut done = hydration.done.iter();
+        done.all(|(id, done)| self.volumes.get(id).is_some_and(|volume| *done >= volume.spec.size))
             && !self.work.bulk
             && self.work.catch_up.is_none()
-            && (self.work.catch_ups >= MAX_CATCH_UPS || near())
     }
 
     /// Changes a promoted node over to its filled disks: what was written since the promotion is taken from the
@@ -837,7 +840,8 @@ impl Node {
     /// # Errors
     /// Of the log, which is read. The node fails then; its next start does the same.
     pub fn end_hydration(&mut self, now: Now) -> Result<(), String> {
-        assert!(self.is_filled(), "the disks are filled first");
+        let hydration = self.state.hydration.as_ref();
+        assert!(hydration.is_some_and(|hydration| self.is_whole(hydration)), "the disks are filled first");
         let at = self.hydrating_from();
         let result = self.load_overlays(at).and_then(|()| {
             let recorded = self.update_state(now, |state| {
