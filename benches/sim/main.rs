@@ -50,7 +50,8 @@ fn main() {
     let time = Duration::from_secs(options.seconds);
     let text = shipped("region-outage").expect("it is shipped");
     let outage = Scenario::parse(text).expect("it is sound");
-    let head = ["for each second of wall time", "virtual seconds", "events", "answered writes", "runs a minute"];
+    let head =
+        ["for each second of wall time", "virtual seconds", "events", "answered writes", "runs a minute"];
     let mut table = Table::new(head);
     let rows: [(&str, &dyn Fn(u64) -> Run); 2] =
         [("region-outage, 200 writes a second", &|seed| outage.options(seed)), ("swarm", &Run::swarm)];

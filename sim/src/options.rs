@@ -11,6 +11,7 @@ use crate::trace::Keep;
 use crate::workload::{Alignment, Profile};
 use engine::log;
 use engine::node::config::{AckPolicy, Limits, OnFull, Retention};
+use std::fmt;
 use transport::link::session;
 
 /// A run.
@@ -184,6 +185,56 @@ impl Event {
         "lost disk",
         "pinned point",
     ];
+}
+
+/// The details behind the name, for a person; nothing where the name says it all.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |span: Span| span.0 as f64 / 1e9;
+        let percent = |ppm: u32| f64::from(ppm) / 1e4;
+        match self {
+            Event::PowerCut { off, .. } => write!(f, "for {:.3} s", seconds(*off)),
+            Event::PowerCutAt { n, side, off, .. } => {
+                let side = if *side == Side::Before { "before" } else { "after" };
+                write!(f, "{side} call {n} from here, for {:.3} s", seconds(*off))
+            }
+            Event::Kill { down, .. } | Event::Restart { down, .. } => {
+                write!(f, "down for {:.3} s", seconds(*down))
+            }
+            Event::Cut { from, to, span } => {
+                write!(f, "from node {from} to node {to}, for {:.3} s", seconds(*span))
+            }
+            Event::Isolate { span, .. } | Event::Stall { span } => write!(f, "for {:.3} s", seconds(*span)),
+            Event::Reset | Event::Rot { .. } | Event::Wipe { .. } | Event::Scramble => Ok(()),
+            Event::Abandon { late } => write!(f, "old frames arrive for {:.3} s", seconds(*late)),
+            Event::Loss { ppm, span } => {
+                write!(f, "{:.2} % of frames, for {:.3} s", percent(*ppm), seconds(*span))
+            }
+            Event::DiskError { call, path, n, errno, .. } => {
+                write!(f, "{errno:?} at {call:?} {n} from here of {path}*")
+            }
+            Event::DiskFull { room, span, .. } => {
+                write!(f, "but for {room} bytes, for {:.3} s", seconds(*span))
+            }
+            Event::SlowDisk { extra, span, .. } => {
+                write!(f, "{:.3} s more for each call, for {:.3} s", seconds(*extra), seconds(*span))
+            }
+            Event::LyingDisk { n, by: 0, .. } => write!(f, "write {n} from here to the log is lost"),
+            Event::LyingDisk { n, by, .. } => write!(f, "write {n} from here to the log goes {by} bytes off"),
+            Event::ClockJump { ns, .. } => write!(f, "by {:+.3} s", *ns as f64 / 1e9),
+            Event::ClockDrift { ppm, .. } => write!(f, "{ppm:+} parts per million"),
+            Event::Promote { at: Point::Share(1_000_000), .. } => write!(f, "at the newest point"),
+            Event::Promote { at: Point::Share(ppm), .. } => {
+                write!(f, "at {:.2} % of the window", percent(*ppm))
+            }
+            Event::Promote { at: Point::Ago(span), .. } => {
+                write!(f, "at the newest point older than {:.3} s", seconds(*span))
+            }
+            Event::Pin { at_ppm, span, .. } => {
+                write!(f, "at {:.2} % of the window, for {:.3} s", percent(*at_ppm), seconds(*span))
+            }
+        }
+    }
 }
 
 /// Engine limits so small that files rotate, fold and fill within a few hundred writes.

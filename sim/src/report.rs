@@ -56,6 +56,7 @@ fn escape(text: &str) -> String {
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 110.0;
 const LANE: f64 = 34.0;
+const CURVE: f64 = 90.0;
 
 struct Canvas {
     svg: String,
@@ -141,7 +142,7 @@ fn figures(outcome: &Outcome) -> String {
 /// A lane for each node, with its role, its epoch and what struck it; below them the lag.
 fn drawing(options: &Options, outcome: &Outcome) -> String {
     let lanes = options.nodes.len() as f64;
-    let height = 30.0 + lanes * LANE + 170.0;
+    let height = 30.0 + lanes * LANE + 2.0 * (CURVE + 30.0) + 20.0;
     let mut canvas = Canvas { svg: String::new(), end: (outcome.time.0 as f64).max(1.0) };
     let _ = writeln!(
         canvas.svg,
@@ -175,23 +176,25 @@ fn drawing(options: &Options, outcome: &Outcome) -> String {
         let _ = writeln!(
             canvas.svg,
             r#"<path d="M{x:.1} {:.1} l4 7 h-8 z" class="{class}"><title>{}</title></path>"#,
-            y + 20.0,
+            y + 24.0,
             escape(&line(event, options))
         );
     }
-    lag(&mut canvas, &outcome.samples, bottom + 20.0);
+    curve(&mut canvas, &outcome.samples, bottom + 20.0, "lag in records", behind);
+    curve(&mut canvas, &outcome.samples, bottom + 20.0 + CURVE + 30.0, "points to pick", pickable);
     canvas.svg.push_str("</svg>\n<p class=\"key\"><b class=\"primary\"></b> primary <b class=\"replica\"></b> replica \
-        <b class=\"fenced\"></b> fenced <b class=\"down\"></b> down; triangles: events (point at one to read it)</p>\n");
+        <b class=\"fenced\"></b> fenced <b class=\"down\"></b> down <b class=\"link\"></b> line below a node: its link is up; triangles: events (point at one to read it)</p>\n");
     canvas.svg
 }
 
 fn lane(canvas: &mut Canvas, samples: &[Sample], index: usize, y: f64, end: Time) {
     let mut start = 0;
+    let mut labelled = None;
     while start < samples.len() {
         let node = samples[start].nodes[index];
         let same = |sample: &Sample| {
             let other = sample.nodes[index];
-            (other.up, other.role, other.epoch) == (node.up, node.role, node.epoch)
+            (other.up, other.role, other.epoch, other.linked) == (node.up, node.role, node.epoch, node.linked)
         };
         let stop = start + samples[start..].iter().take_while(|sample| same(sample)).count();
         let (from, to) = (samples[start].at, samples.get(stop).map_or(end, |sample| sample.at));
@@ -207,37 +210,64 @@ fn lane(canvas: &mut Canvas, samples: &[Sample], index: usize, y: f64, end: Time
             r#"<rect x="{x:.1}" y="{y:.1}" width="{:.1}" height="20" class="{class}"/>"#,
             width.max(0.5)
         );
-        if node.up && width > 22.0 {
+        if node.linked {
+            let _ = writeln!(
+                canvas.svg,
+                r#"<rect x="{x:.1}" y="{:.1}" width="{:.1}" height="3" class="link"/>"#,
+                y + 20.0,
+                width.max(0.5)
+            );
+        }
+        if node.up && labelled != Some((node.role, node.epoch)) && width > 22.0 {
+            labelled = Some((node.role, node.epoch));
             canvas.text(x + 3.0, y + 14.0, "epoch", &format!("e{}", node.epoch));
         }
         start = stop;
     }
 }
 
-/// For each moment the records between the newest primary and the replica of its epoch that is furthest behind.
-fn lag(canvas: &mut Canvas, samples: &[Sample], top: f64) {
-    let behind = |sample: &Sample| {
-        let primary =
-            sample.nodes.iter().filter(|node| node.up && node.role == 1).max_by_key(|node| node.epoch)?;
-        let replicas =
-            sample.nodes.iter().filter(|node| node.up && node.role == 0 && node.epoch == primary.epoch);
-        replicas.map(|node| primary.durable.saturating_sub(node.durable)).max()
-    };
-    let points: Vec<(Time, u64)> =
-        samples.iter().filter_map(|sample| behind(sample).map(|lag| (sample.at, lag))).collect();
-    let most = points.iter().map(|(_, lag)| *lag).max().unwrap_or(0).max(1);
-    let height = 110.0;
-    canvas.text(4.0, top + 12.0, "name", "lag in records");
-    canvas.text(LEFT - 6.0 - 7.0 * most.to_string().len() as f64, top + 10.0, "tick", &most.to_string());
+/// The records between the newest primary and the replica of its epoch that is furthest behind.
+fn behind(sample: &Sample) -> Option<u64> {
+    let primary =
+        sample.nodes.iter().filter(|node| node.up && node.role == 1).max_by_key(|node| node.epoch)?;
+    let replicas =
+        sample.nodes.iter().filter(|node| node.up && node.role == 0 && node.epoch == primary.epoch);
+    replicas.map(|node| primary.durable.saturating_sub(node.durable)).max()
+}
+
+/// The most points that a node which is up could be promoted at.
+fn pickable(sample: &Sample) -> Option<u64> {
+    let replicas = sample.nodes.iter().filter(|node| node.up && node.role == 0 && node.durable > 0);
+    replicas.map(|node| (node.durable + 1).saturating_sub(node.horizon.max(1))).max()
+}
+
+/// A figure over time; where there is none, the line is broken.
+fn curve(
+    canvas: &mut Canvas,
+    samples: &[Sample],
+    top: f64,
+    name: &str,
+    figure: impl Fn(&Sample) -> Option<u64>,
+) {
+    let most = samples.iter().filter_map(&figure).max().unwrap_or(0).max(1);
+    canvas.text(4.0, top + 12.0, "name", name);
+    let digits = most.to_string();
+    canvas.text(LEFT - 6.0 - 6.0 * digits.len() as f64, top + CURVE / 2.0, "tick", &digits);
     let mut path = String::new();
-    for (index, (at, lag)) in points.iter().enumerate() {
-        let y = top + height - height * (*lag as f64 / most as f64);
-        let _ = write!(path, "{}{:.1} {y:.1} ", if index == 0 { 'M' } else { 'L' }, canvas.x(*at));
+    let mut pen = 'M';
+    for sample in samples {
+        let Some(value) = figure(sample) else {
+            pen = 'M';
+            continue;
+        };
+        let y = top + CURVE - CURVE * (value as f64 / most as f64);
+        let _ = write!(path, "{pen}{:.1} {y:.1} ", canvas.x(sample.at));
+        pen = 'L';
     }
     let _ = writeln!(
         canvas.svg,
         r#"<line x1="{LEFT}" y1="{0:.1}" x2="{1:.1}" y2="{0:.1}" class="grid"/><path d="{path}" class="lag"/>"#,
-        top + height,
+        top + CURVE,
         WIDTH - 10.0
     );
 }
@@ -250,7 +280,7 @@ table{border-collapse:collapse}td{padding:.1em 1em .1em 0;border-bottom:1px soli
 svg{width:100%;height:auto}pre{font-size:12px;overflow-x:auto;line-height:1.4}
 .grid{stroke:#d6d6d6;stroke-width:.7}.tick{font-size:10px;fill:#555}.name{font-size:12px;fill:#1a1a1a}.epoch{font-size:11px;fill:#fff}
 .primary{fill:#1f5fa8;background:#1f5fa8}.replica{fill:#5b8f5b;background:#5b8f5b}.fenced{fill:#b3722a;background:#b3722a}.down{fill:#c9c9c9;background:#c9c9c9}
-.mark{stroke:#fff;stroke-width:.6}.promote{fill:#7a1fa8}.fence{fill:#b3722a}.up{fill:#5b8f5b}.fault{fill:#a3180e}
+.link{fill:#111;background:#111}.mark{stroke:#fff;stroke-width:.6}.promote{fill:#7a1fa8}.fence{fill:#b3722a}.up{fill:#5b8f5b}.fault{fill:#a3180e}
 .lag{fill:none;stroke:#1f5fa8;stroke-width:1.5}.key b{display:inline-block;width:1em;height:.8em;margin-left:.8em}
 @media print{body{margin:0;max-width:none}pre{white-space:pre-wrap}}
 </style>

@@ -128,6 +128,8 @@ pub struct NodeSample {
     pub durable: u64,
     /// Its oldest selectable LSN.
     pub horizon: u64,
+    /// A session with a peer has got beyond its hello.
+    pub linked: bool,
 }
 
 /// A run's outcome.

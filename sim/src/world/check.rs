@@ -558,6 +558,7 @@ impl World {
                     epoch: live.node.state().epoch().0,
                     durable: live.node.durable().lsn.0,
                     horizon: live.node.state().horizon.0,
+                    linked: live.is_linked(),
                 },
             })
             .collect();

@@ -24,7 +24,7 @@ impl World {
     pub(super) fn strike(&mut self, event: &Event) -> Result {
         let at = self.now();
         self.count(&format!("event: {}", event.name()), 1);
-        self.say(self.node_of(event), event.name(), &[("what", Value::Text(format!("{event:?}")))]);
+        self.say(self.node_of(event), event.name(), &[("what", Value::Text(event.to_string()))]);
         let later = |span: &Span| at + *span;
         match event {
             Event::PowerCut { node, off } => {

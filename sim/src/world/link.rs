@@ -57,6 +57,14 @@ pub(super) struct Incoming {
     epoch: Option<Epoch>,
 }
 
+impl super::machine::Live {
+    /// Whether a session with a peer has got beyond its hello.
+    pub(super) fn is_linked(&self) -> bool {
+        self.dials.values().any(|dial| dial.sender.is_some())
+            || self.incoming.values().any(|incoming| incoming.epoch.is_some())
+    }
+}
+
 fn size_of(frame: &Frame) -> u64 {
     match frame {
         Frame::Batch(batch) => batch.len() as u64 + 24,
