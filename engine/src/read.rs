@@ -8,9 +8,9 @@ use crate::guest::{Piece, Stretch};
 use crate::io::File;
 use crate::log::chain::Tip;
 use crate::log::format::{HEADER_BYTES, Seed};
-use crate::log::scan::{Depth, Scan};
+use crate::log::scan::{Depth, Scan, Stop};
 use crate::overlay::Content;
-use crate::types::Extent;
+use crate::types::{Extent, Lsn};
 use bytes::{Bytes, BytesMut};
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;
@@ -72,6 +72,13 @@ impl Plan {
     /// # Errors
     /// Of the files; `InvalidData` if a record's checksum does not match: wrong data is never handed out.
     pub fn read(&self, wait: Wait) -> Result<Vec<Piece>> {
+        let mut logged = match wait {
+            Wait::Yes => self.read_records()?.into_iter(),
+            Wait::No if self.parts.iter().any(|(_, from)| matches!(from, From::Record(_))) => {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            Wait::No => Vec::new().into_iter(),
+        };
         let mut pieces = Vec::with_capacity(self.parts.len());
         for (part, from) in &self.parts {
             match from {
@@ -85,11 +92,33 @@ impl Plan {
                     }
                     pieces.push(piece(bytes.freeze()));
                 }
-                From::Record(_) if wait == Wait::No => return Err(ErrorKind::WouldBlock.into()),
-                From::Record(record) => pieces.push(piece(record.read(part.len as usize)?)),
+                From::Record(_) => pieces.push(piece(logged.next().expect("each of them was read"))),
             }
         }
         Ok(pieces)
+    }
+
+    /// The parts that stand in records. They are read in the order of the log, so that records which lie together
+    /// are looked for once.
+    fn read_records(&self) -> Result<Vec<Bytes>> {
+        let of_record = |(part, from): &(Extent, From)| match from {
+            From::Record(record) => Some((record.clone(), part.len as usize)),
+            From::Memory(_) | From::Plain(_) => None,
+        };
+        let records: Vec<_> = self.parts.iter().filter_map(of_record).collect();
+        let mut order: Vec<usize> = (0..records.len()).collect();
+        order.sort_by_key(|&index| (records[index].0.scan_tip.lsn, records[index].0.offset));
+        let mut found = vec![Bytes::new(); records.len()];
+        let mut walk: Option<Walk> = None;
+        for index in order {
+            let (record, len) = &records[index];
+            let walk = match &mut walk {
+                Some(walk) if walk.from == record.scan_tip.lsn => walk,
+                other => other.insert(Walk::begin(record)),
+            };
+            found[index] = walk.read(record.offset, *len)?;
+        }
+        Ok(found)
     }
 
     /// The bytes in one run.
@@ -175,31 +204,52 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     rest.iter().all(|&byte| byte == 0) && chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0)
 }
 
-impl InRecord {
-    fn read(&self, len: usize) -> Result<Bytes> {
-        let mut scan = Scan::new(self.file.clone(), self.seed, self.end, self.scan_from, self.scan_tip);
-        loop {
-            let at = scan.offset();
-            let broken = |stop| {
-                Error::new(ErrorKind::InvalidData, format!("a record of the log at byte {at}: {stop}"))
-            };
-            let before = scan.tip();
-            let end = match scan.next(Depth::Headers)? {
+/// Reading parts of records in the order in which they stand in a file.
+struct Walk {
+    /// The record before the first.
+    from: Lsn,
+    file: Arc<dyn File>,
+    seed: Seed,
+    scan: Scan,
+    /// The record read last: where it begins, where it ends, its payload.
+    last: (u64, u64, Bytes),
+}
+
+impl Walk {
+    fn begin(record: &InRecord) -> Walk {
+        let InRecord { file, seed, end, scan_from, scan_tip, .. } = record;
+        let scan = Scan::new(file.clone(), *seed, *end, *scan_from, *scan_tip);
+        Walk { from: scan_tip.lsn, file: file.clone(), seed: *seed, scan, last: (0, 0, Bytes::new()) }
+    }
+
+    /// `len` bytes from byte `offset` of the file, which lie in one payload, at or behind the last that were read.
+    fn read(&mut self, offset: u64, len: usize) -> Result<Bytes> {
+        while self.last.1 <= offset {
+            let (at, before) = (self.scan.offset(), self.scan.tip());
+            let end = match self.scan.next(Depth::Headers)? {
                 Ok((header, ..)) => at + header.record_len() as u64,
-                Err(stop) => return Err(broken(stop)),
+                Err(stop) => return Err(broken(at, stop)),
             };
-            if end <= self.offset {
+            if end <= offset {
                 continue;
             }
             let mut whole = Scan::new(self.file.clone(), self.seed, end, at, before);
-            return match whole.next(Depth::Whole)? {
-                Ok((_, _, payload)) => {
-                    let skip = (self.offset - at) as usize - HEADER_BYTES;
-                    let bytes = payload.get(skip..skip + len);
-                    bytes.map(Bytes::copy_from_slice).ok_or_else(|| broken(crate::log::scan::Stop::NoSegment))
-                }
-                Err(stop) => Err(broken(stop)),
+            self.last = match whole.next(Depth::Whole)? {
+                Ok((_, _, payload)) => (at, end, Bytes::copy_from_slice(payload)),
+                Err(stop) => return Err(broken(at, stop)),
             };
         }
+        let (at, _, payload) = &self.last;
+        let skip = (offset - at) as usize - HEADER_BYTES;
+        match payload.get(skip..skip + len) {
+            // A little of much must not keep all of it in memory.
+            Some(bytes) if len < payload.len() / 2 => Ok(Bytes::copy_from_slice(bytes)),
+            Some(_) => Ok(payload.slice(skip..skip + len)),
+            None => Err(broken(*at, Stop::NoSegment)),
+        }
     }
+}
+
+fn broken(at: u64, stop: Stop) -> Error {
+    Error::new(ErrorKind::InvalidData, format!("a record of the log at byte {at}: {stop}"))
 }
