@@ -14,6 +14,11 @@
 //! Nothing here times out: that is the sessions' business.
 
 mod conn;
+mod either;
+#[cfg(feature = "full-stack")]
+mod quic;
+
+pub(crate) use either::Either;
 
 use crate::clock::{Queue, Span, Time};
 use crate::rng::Rng;
