@@ -134,6 +134,8 @@ pub enum What<M> {
         /// Who is at the other end.
         peer: Host,
     },
+    /// A part of a message came. Only the real stack has parts.
+    Activity,
     /// A message came.
     Message(M),
     /// It is over; nothing comes after it.

@@ -37,8 +37,6 @@ use udp::{Datagram, Udp};
 
 /// The port of every host.
 const PORT: u16 = 7_000;
-/// By what both ends know that they speak of the same connection.
-const PAIRING_LABEL: &[u8] = b"simulated pairing";
 
 /// The place of an end: its host, and its stack's handle.
 type Place = (Host, usize);
@@ -54,8 +52,6 @@ pub(crate) struct Quic {
     lives: u64,
     next_conn: u64,
     ends: BTreeMap<(ConnId, End), Place>,
-    /// Connections that only the dialler knows to be open, by a secret that both ends derive.
-    unpaired: BTreeMap<[u8; 32], ConnId>,
     timers: BTreeSet<(Time, Place)>,
     /// Ends whose stack has something to do.
     dirty: BTreeSet<Place>,
@@ -91,7 +87,6 @@ impl Quic {
             lives: 0,
             next_conn: 0,
             ends: BTreeMap::new(),
-            unpaired: BTreeMap::new(),
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
             events: VecDeque::new(),
@@ -112,7 +107,7 @@ impl Quic {
                 quic::server_config(&identity::credentials(host), &config).expect("good credentials");
             server.time_source(Arc::new(self.clock.clone()));
             let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), true, None);
-            self.nodes.insert(host, Node { endpoint, conns: BTreeMap::new() });
+            self.nodes.insert(host, Node { endpoint, conns: BTreeMap::new(), accepted: BTreeSet::new() });
         }
     }
 
@@ -128,7 +123,7 @@ impl Quic {
             .endpoint
             .connect(instant, config, address_of(to), quic::SERVER_NAME)
             .expect("the address and the name are sound");
-        node.conns.insert(handle.0, Conn::new(End::Dialer, to, Some(id), stack));
+        node.conns.insert(handle.0, Conn::new(End::Dialer, to, id, stack));
         self.ends.insert((id, End::Dialer), (from, handle.0));
         self.dirty.insert((from, handle.0));
         id
@@ -268,46 +263,57 @@ impl Quic {
     }
 
     fn arrive(&mut self, datagram: Datagram) {
-        let Datagram { from, to, bytes, .. } = datagram;
+        let initial = datagram.is_initial();
+        let Datagram { from, to, conn: of, settled, bytes } = datagram;
         let Some(node) = self.nodes.get_mut(&to) else {
             return self.udp.count("datagram to nobody", 1);
         };
+        if initial && !of.is_some_and(|(id, end)| node.understands(id, end, settled)) {
+            return self.udp.count("datagram of a forgotten handshake", 1);
+        }
+        let back = of.map(|(id, end)| (id, end.other()));
         let mut answer = Vec::new();
         let instant = self.clock.instant();
         match node.endpoint.handle(instant, address_of(from), None, None, bytes, &mut answer) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(conn) = node.conns.get_mut(&handle.0) {
+                    conn.settled |= initial;
                     conn.stack.handle_event(event);
                     self.dirty.insert((to, handle.0));
                 }
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.accept(to, from, incoming),
+            Some(DatagramEvent::NewConnection(incoming)) => {
+                let (id, _) = of.expect("only connections send what opens one");
+                self.accept(to, from, id, incoming);
+            }
             Some(DatagramEvent::Response(_)) => {
                 self.udp.count("stateless answer", 1);
-                self.transmit(to, from, None, &answer);
+                self.transmit(to, from, back, false, &answer);
             }
             None => {}
         }
     }
 
     /// As the listener does: the dialler's address is proven first.
-    fn accept(&mut self, host: Host, peer: Host, incoming: Incoming) {
+    fn accept(&mut self, host: Host, peer: Host, id: ConnId, incoming: Incoming) {
         let Some(node) = self.nodes.get_mut(&host) else { return };
         let mut answer = Vec::new();
         let instant = self.clock.instant();
+        let back = Some((id, End::Dialer));
         if !incoming.remote_address_validated() && incoming.may_retry() {
             if node.endpoint.retry(incoming, &mut answer).is_ok() {
                 self.udp.count("retry", 1);
-                self.transmit(host, peer, None, &answer);
+                self.transmit(host, peer, back, false, &answer);
             }
             return;
         }
         match node.endpoint.accept(incoming, instant, &mut answer, None) {
             Ok((handle, stack)) => {
-                node.conns.insert(handle.0, Conn::new(End::Listener, peer, None, stack));
+                node.conns.insert(handle.0, Conn::new(End::Listener, peer, id, stack));
+                node.accepted.insert(id);
                 self.dirty.insert((host, handle.0));
             }
-            Err(error) if error.response.is_some() => self.transmit(host, peer, None, &answer),
+            Err(error) if error.response.is_some() => self.transmit(host, peer, back, false, &answer),
             Err(_) => {}
         }
     }
@@ -318,6 +324,11 @@ impl Quic {
         loop {
             let Some(node) = self.nodes.get_mut(&place.0) else { return };
             let Some(conn) = node.conns.get_mut(&place.1) else { return };
+            // Before the endpoint, which forgets a connection that is over: the session has to know of it.
+            if let Some(event) = conn.stack.poll() {
+                self.happen(place, event);
+                continue;
+            }
             if let Some(event) = conn.stack.poll_endpoint_events() {
                 let drained = event.is_drained();
                 let answer = node.endpoint.handle_event(ConnectionHandle(place.1), event);
@@ -329,16 +340,13 @@ impl Quic {
                 }
                 continue;
             }
-            if let Some(event) = conn.stack.poll() {
-                self.happen(place, event);
-                continue;
-            }
             conn.write();
             let mut bytes = Vec::new();
             if let Some(transmit) = conn.stack.poll_transmit(instant, 1, &mut bytes) {
                 let to = host_at(transmit.destination);
-                let tag = conn.id.map(|id| (id, conn.end.other()));
-                self.transmit(place.0, to, tag, &bytes);
+                let of = Some((conn.id, conn.end.other()));
+                let settled = conn.settled;
+                self.transmit(place.0, to, of, settled, &bytes);
                 continue;
             }
             let timer = conn.stack.poll_timeout().map(|at| self.clock.time_of(at));
@@ -384,34 +392,24 @@ impl Quic {
 
     fn connected(&mut self, place: Place) {
         let Some(conn) = self.conn(place) else { return };
-        let mut secret = [0; 32];
-        conn.stack
-            .crypto_session()
-            .export_keying_material(&mut secret, PAIRING_LABEL, &[])
-            .expect("the handshake is done");
-        let (end, peer) = (conn.end, conn.peer);
+        let (id, end, peer) = (conn.id, conn.end, conn.peer);
         conn.open = true;
         if end == End::Dialer {
             conn.stream = conn.stack.streams().open(Dir::Bi);
-            if let Some(id) = conn.id {
-                self.unpaired.insert(secret, id);
-            }
-        } else {
-            // The dialler's handshake was done before its last flight was sent.
-            let id = self.unpaired.remove(&secret).expect("the dialler is done first");
-            if let Some(conn) = self.conn(place) {
-                conn.id = Some(id);
-            }
-            self.ends.insert((id, End::Listener), place);
         }
+        self.ends.insert((id, end), place);
         self.udp.count("handshake", 1);
         self.tell(place, What::Opened { peer });
     }
 
     fn read(&mut self, place: Place) {
         let Some(conn) = self.conn(place) else { return };
-        // A session that has closed reads no more.
-        let frames = if conn.left { Vec::new() } else { conn.read() };
+        if conn.left {
+            return;
+        }
+        let frames = conn.read();
+        // As the product's loops do: bytes are a sign of life, whether or not a frame is whole by now.
+        self.tell(place, What::Activity);
         for frame in frames {
             self.tell(place, What::Message(frame));
         }
@@ -419,9 +417,8 @@ impl Quic {
 
     fn tell(&mut self, place: Place, what: What<Frame>) {
         let Some(conn) = self.conn(place) else { return };
-        if let (end, Some(id)) = (conn.end, conn.id) {
-            self.events.push_back(Event { host: place.0, conn: id, end, what });
-        }
+        let (conn, end) = (conn.id, conn.end);
+        self.events.push_back(Event { host: place.0, conn, end, what });
     }
 
     /// An end loses all that it knows of a connection, and its session is told.
@@ -449,14 +446,14 @@ impl Quic {
             self.timers.remove(&(at, place));
         }
         self.dirty.remove(&place);
-        if let Some(id) = conn.id {
-            self.ends.remove(&(id, conn.end));
+        if self.ends.get(&(conn.id, conn.end)) == Some(&place) {
+            self.ends.remove(&(conn.id, conn.end));
         }
     }
 
-    fn transmit(&mut self, from: Host, to: Host, conn: Option<(ConnId, End)>, bytes: &[u8]) {
+    fn transmit(&mut self, from: Host, to: Host, conn: Option<(ConnId, End)>, settled: bool, bytes: &[u8]) {
         let bytes = BytesMut::from(bytes);
-        self.udp.send(self.clock.now(), Datagram { from, to, conn, bytes });
+        self.udp.send(self.clock.now(), Datagram { from, to, conn, settled, bytes });
     }
 
     fn conn(&mut self, (host, handle): Place) -> Option<&mut Conn> {

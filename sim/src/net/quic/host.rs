@@ -4,7 +4,7 @@ use super::super::{ConnId, End, Host};
 use crate::clock::{EPOCH, Time};
 use bytes::Bytes;
 use quinn_proto::{Connection, Endpoint, StreamId, TimeSource, WriteError};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,9 +55,11 @@ impl TimeSource for StackClock {
 pub(super) struct Conn {
     pub(super) end: End,
     pub(super) peer: Host,
-    /// What both ends call it: a listener knows when the handshake is done.
-    pub(super) id: Option<ConnId>,
+    /// What both ends call it.
+    pub(super) id: ConnId,
     pub(super) stack: Connection,
+    /// The peer's own connection has been heard of.
+    pub(super) settled: bool,
     pub(super) stream: Option<StreamId>,
     pub(super) decoder: Decoder,
     /// What the stream has not taken yet.
@@ -71,12 +73,13 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(end: End, peer: Host, id: Option<ConnId>, stack: Connection) -> Conn {
+    pub(super) fn new(end: End, peer: Host, id: ConnId, stack: Connection) -> Conn {
         Conn {
             end,
             peer,
             id,
             stack,
+            settled: false,
             stream: None,
             decoder: Decoder::new(Accept::Control),
             unwritten: VecDeque::new(),
@@ -131,4 +134,19 @@ pub(super) struct Node {
     pub(super) endpoint: Endpoint,
     /// By the stack's handle.
     pub(super) conns: BTreeMap<usize, Conn>,
+    /// The connections that it has accepted in its life.
+    pub(super) accepted: BTreeSet<ConnId>,
+}
+
+impl Node {
+    /// Whether a datagram that opens a connection, or seems to, is one that the endpoint can make sense of.
+    ///
+    /// One of a connection that the endpoint has forgotten would be read with keys that are not its own. One in
+    /// four then still looks like the start of a connection, by bits that no seed gives, and is answered; the
+    /// sender ignores the answer. Such datagrams are dropped here, which changes nothing but that.
+    pub(super) fn understands(&self, id: ConnId, end: End, settled: bool) -> bool {
+        let knows = self.conns.values().any(|conn| (conn.id, conn.end) == (id, end));
+        let opens = end == End::Listener && !settled && !self.accepted.contains(&id);
+        knows || opens
+    }
 }

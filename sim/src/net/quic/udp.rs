@@ -16,14 +16,26 @@ const HEADERS_BYTES: u64 = 28;
 /// The longest wait for a full link; behind that, datagrams are dropped.
 const MAX_QUEUE: Span = Span::from_ms(250);
 
+/// The bound of how much later than its neighbours a straggler comes, on a way without jitter.
+const MIN_STRAGGLE: Span = Span::from_ms(1);
+
 /// A datagram under way.
 #[derive(Clone, Debug)]
 pub(super) struct Datagram {
     pub(super) from: Host,
     pub(super) to: Host,
-    /// The connection that sent it and the end that it goes to, if that is known: for faults of one connection.
+    /// The connection that it is of and the end that it goes to, unless an endpoint says it for none.
     pub(super) conn: Option<(ConnId, End)>,
+    /// The sender has heard from the peer's connection, so that this is meant for no other one.
+    pub(super) settled: bool,
     pub(super) bytes: BytesMut,
+}
+
+impl Datagram {
+    /// Whether its first packet is of the kind that opens connections (RFC 9000, section 17.2.2).
+    pub(super) fn is_initial(&self) -> bool {
+        self.bytes.first().is_some_and(|first| first & 0xB0 == 0x80)
+    }
 }
 
 /// All datagrams.
@@ -41,6 +53,7 @@ pub(super) struct Udp {
     /// The longest payload that paths carry, in bytes.
     path_mtu: usize,
     duplicate_ppm: u32,
+    straggler_ppm: u32,
     under_way: Queue<Datagram>,
     counts: BTreeMap<&'static str, u64>,
 }
@@ -50,6 +63,7 @@ impl Udp {
         Udp {
             path_mtu: *rng.pick(&[1_200, 1_472, 1_472, 8_972]),
             duplicate_ppm: *rng.pick(&[0, 500, 20_000]),
+            straggler_ppm: *rng.pick(&[0, 500, 5_000]),
             rng,
             default_link: link,
             links: BTreeMap::new(),
@@ -99,11 +113,15 @@ impl Udp {
         if let Some(until) = datagram.conn.and_then(|conn| self.holds.get(&conn)) {
             at = at.max(*until);
         }
+        // Datagrams on one way share queues, so that the delay of neighbours is nearly the same. A stack that finds
+        // every third one out of order would rightly take the path for congested.
         let last = self.last_arrival.entry((datagram.from, datagram.to)).or_default();
-        let overtakes = at < *last;
-        *last = at.max(*last);
-        if overtakes {
-            self.count("datagram that overtakes another", 1);
+        at = at.max(*last);
+        if self.rng.chance(self.straggler_ppm) {
+            at = at + Span(1 + self.rng.below(2 * link.jitter.0 + MIN_STRAGGLE.0));
+            self.count("datagram that others overtake", 1);
+        } else {
+            *last = at;
         }
         self.under_way.push(at, datagram);
     }
