@@ -11,7 +11,7 @@ use transport::link::frame::Frame;
 
 /// Either network. What its methods promise is said at [`Network`]; where the stack differs, at [`super::quic`].
 pub(crate) enum Either {
-    Messages(Network<Frame>),
+    Messages(Box<Network<Frame>>),
     #[cfg(feature = "full-stack")]
     Full(Box<Quic>),
 }
@@ -31,7 +31,7 @@ impl Either {
     /// The network that the options ask for.
     pub(crate) fn new(rng: Rng, options: &Options) -> Either {
         match options.stack {
-            Stack::Messages => Either::Messages(Network::new(rng, options.link)),
+            Stack::Messages => Either::Messages(Box::new(Network::new(rng, options.link))),
             #[cfg(feature = "full-stack")]
             Stack::Full => Either::Full(Box::new(Quic::new(rng, options.link, &options.session))),
         }
