@@ -263,12 +263,15 @@ impl Quic {
     }
 
     fn arrive(&mut self, datagram: Datagram) {
-        let initial = datagram.is_initial();
+        let (initial, retry) = (datagram.is_initial(), datagram.is_retry());
         let Datagram { from, to, conn: of, settled, bytes } = datagram;
         let Some(node) = self.nodes.get_mut(&to) else {
             return self.udp.count("datagram to nobody", 1);
         };
-        if initial && !of.is_some_and(|(id, end)| node.understands(id, end, settled)) {
+        let lost = |(id, end): (ConnId, End)| {
+            (initial && !node.understands(id, end, settled)) || (retry && !node.retries(id))
+        };
+        if of.is_some_and(lost) {
             return self.udp.count("datagram of a forgotten handshake", 1);
         }
         let back = of.map(|(id, end)| (id, end.other()));

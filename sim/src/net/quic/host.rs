@@ -149,4 +149,10 @@ impl Node {
         let opens = end == End::Listener && !settled && !self.accepted.contains(&id);
         knows || opens
     }
+
+    /// Whether a Retry finds somebody who wants it. A connection that was closed meanwhile would read the token,
+    /// whose bytes no seed gives, as if it were frames, and sometimes find an end of the connection in it.
+    pub(super) fn retries(&self, id: ConnId) -> bool {
+        self.conns.values().any(|conn| (conn.id, conn.end) == (id, End::Dialer) && !conn.left)
+    }
 }

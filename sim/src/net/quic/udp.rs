@@ -36,6 +36,11 @@ impl Datagram {
     pub(super) fn is_initial(&self) -> bool {
         self.bytes.first().is_some_and(|first| first & 0xB0 == 0x80)
     }
+
+    /// Whether it is a Retry (RFC 9000, section 17.2.5).
+    pub(super) fn is_retry(&self) -> bool {
+        self.bytes.first().is_some_and(|first| first & 0xB0 == 0xB0)
+    }
 }
 
 /// All datagrams.
