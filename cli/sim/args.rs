@@ -29,6 +29,9 @@ pub(crate) struct Which {
     /// The seed
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Through the real QUIC and TLS, over datagrams that get lost, doubled and swapped
+    #[arg(long)]
+    pub(crate) full_stack: bool,
     /// Only these events of the run, as `sim shrink` prints them
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) only_events: Option<Vec<usize>>,
@@ -60,6 +63,9 @@ pub(crate) struct Soak {
     /// A shipped scenario's name, or a file; without it, everything is drawn from the seeds
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) scenario: Option<String>,
+    /// Through the real QUIC and TLS, over datagrams that get lost, doubled and swapped
+    #[arg(long)]
+    pub(crate) full_stack: bool,
     /// How long, in minutes of wall time
     #[arg(long, value_name = "N", conflicts_with = "seeds")]
     pub(crate) minutes: Option<f64>,

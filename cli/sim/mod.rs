@@ -13,7 +13,7 @@ mod trace;
 
 use crate::exit::{Code, Failure};
 use crate::human::{self, Form};
-use ::sim::options::Options;
+use ::sim::options::{Options, Stack};
 use ::sim::report;
 use ::sim::run::{Outcome, Verdict};
 use ::sim::scenario::{self, Assertions, Scenario};
@@ -78,10 +78,12 @@ impl Subject {
         })
     }
 
-    fn options(&self, seed: u64) -> Options {
-        match &self.scenario {
-            Some(scenario) => scenario.options(seed),
-            None => Options::swarm(seed),
+    fn options(&self, seed: u64, stack: Stack) -> Options {
+        match (&self.scenario, stack) {
+            (Some(scenario), Stack::Messages) => scenario.options(seed),
+            (Some(scenario), Stack::Full) => scenario.options(seed).full_stack(),
+            (None, Stack::Messages) => Options::swarm(seed),
+            (None, Stack::Full) => Options::swarm_full_stack(seed),
         }
     }
 }
@@ -100,6 +102,11 @@ fn read(name: &str) -> Result<String, Failure> {
         return Err(Failure::usage(format_args!("{name}: {len} bytes are no scenario")));
     }
     std::fs::read_to_string(path).map_err(missing)
+}
+
+/// What the flag `--full-stack` means.
+fn stack(full_stack: bool) -> Stack {
+    if full_stack { Stack::Full } else { Stack::Messages }
 }
 
 impl Which {
@@ -125,6 +132,9 @@ impl Which {
             let _ = write!(command, " --scenario {scenario}");
         }
         let _ = write!(command, " --seed {}", self.seed);
+        if self.full_stack {
+            command.push_str(" --full-stack");
+        }
         let whole = Reduction::none(options);
         if reduction.events.is_empty() && !whole.events.is_empty() {
             command.push_str(" --no-events");
@@ -198,13 +208,13 @@ fn code_of(verdict: &Verdict, broken: &[String]) -> Option<Code> {
 
 fn run_one(arguments: &Run, form: Form) -> Result<(), Failure> {
     let subject = Subject::find(arguments.which.scenario.as_deref())?;
-    let whole = subject.options(arguments.which.seed);
+    let whole = subject.options(arguments.which.seed, stack(arguments.which.full_stack));
     let reduction = arguments.which.reduction(&whole);
     let options = Options { keep: Keep::All, ..reduction.apply(&whole) };
     let outcome = ::sim::run::run(options.clone());
     let broken = subject.assertions.broken_by(&outcome);
     if let Some(path) = &arguments.trace {
-        trace::write(path, &subject, &reduction, &outcome)?;
+        trace::write(path, &subject, options.stack, &reduction, &outcome)?;
     }
     if let Some(path) = &arguments.report {
         let page = report::html(&subject.name, &subject.proves, &options, &outcome, &broken);
@@ -272,7 +282,7 @@ struct ShrinkJson {
 
 fn shrink_one(arguments: &Shrink, form: Form) -> Result<(), Failure> {
     let subject = Subject::find(arguments.which.scenario.as_deref())?;
-    let whole = subject.options(arguments.which.seed);
+    let whole = subject.options(arguments.which.seed, stack(arguments.which.full_stack));
     let options = arguments.which.reduction(&whole).apply(&whole);
     let outcome = ::sim::run::run(options.clone());
     let class = outcome.verdict.class().to_owned();

@@ -2,7 +2,7 @@
 //! presses Ctrl-C. Whichever it was, the report is written.
 
 use super::args::Soak;
-use super::{Subject, code_of};
+use super::{Subject, code_of, stack};
 use crate::exit::{Code, Failure};
 use crate::human::{self, Form};
 use crate::signal::Signals;
@@ -129,14 +129,18 @@ impl Shared<'_> {
     }
 
     fn one(&self, seed: u64) {
-        let outcome = ::sim::run::run(self.subject.options(seed));
+        let stack = stack(self.arguments.full_stack);
+        let outcome = ::sim::run::run(self.subject.options(seed, stack));
         let broken = self.subject.assertions.broken_by(&outcome);
         let twice = seed.is_multiple_of(TWICE_EVERY);
-        let again = twice.then(|| ::sim::run::run(self.subject.options(seed)).hash);
-        let repeat = match &self.arguments.scenario {
+        let again = twice.then(|| ::sim::run::run(self.subject.options(seed, stack)).hash);
+        let mut repeat = match &self.arguments.scenario {
             Some(name) => format!("landfall sim run --scenario {name} --seed {seed}"),
             None => format!("landfall sim run --seed {seed}"),
         };
+        if self.arguments.full_stack {
+            repeat.push_str(" --full-stack");
+        }
         let mut failed = None;
         if let Some(code) = code_of(&outcome.verdict, &broken) {
             let (class, verdict) = match (&outcome.verdict, broken.first()) {

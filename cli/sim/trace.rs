@@ -5,7 +5,7 @@ use super::Subject;
 use super::args::Replay;
 use crate::exit::{Code, Failure};
 use crate::human::{self, Form};
-use ::sim::options::Options;
+use ::sim::options::{Options, Stack};
 use ::sim::run::Outcome;
 use ::sim::shrink::Reduction;
 use ::sim::trace::Keep;
@@ -27,12 +27,16 @@ struct Header {
     events: Vec<usize>,
     requests: u64,
     faulty_ns: u64,
+    /// Whether the frames went through the real QUIC and TLS.
+    #[serde(default)]
+    full_stack: bool,
     trace_hash: String,
 }
 
 pub(super) fn write(
     path: &Path,
     subject: &Subject,
+    stack: Stack,
     reduction: &Reduction,
     outcome: &Outcome,
 ) -> Result<(), Failure> {
@@ -43,6 +47,7 @@ pub(super) fn write(
         events: reduction.events.clone(),
         requests: reduction.max_requests,
         faulty_ns: reduction.faulty.0,
+        full_stack: stack == Stack::Full,
         trace_hash: format!("{:016x}", outcome.hash),
     };
     let header = serde_json::to_string(&header).map_err(|error| Failure::failed(error.to_string()))?;
@@ -83,7 +88,7 @@ pub(super) fn replay(arguments: &Replay, form: Form) -> Result<(), Failure> {
         max_requests: header.requests,
         faulty: ::sim::clock::Span(header.faulty_ns),
     };
-    let whole = subject.options(header.seed);
+    let whole = subject.options(header.seed, super::stack(header.full_stack));
     let options = Options { keep: Keep::All, stop_after: arguments.until, ..reduction.apply(&whole) };
     let outcome = ::sim::run::run(options.clone());
     let hash = format!("{:016x}", outcome.hash);

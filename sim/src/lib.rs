@@ -6,7 +6,8 @@
 //! - [`rng`]: one seed, and labelled child generators from it;
 //! - [`clock`]: virtual time, the queue of what happens next, and each node's own (wrong) wall clock;
 //! - [`disk`]: a machine's disk that loses, tears and rots, after the crash model of `engine::io`;
-//! - [`net`]: connections between nodes that stall, break, and go on talking after their end;
+//! - [`net`]: connections between nodes that stall, break, and go on talking after their end; with the feature
+//!   `full-stack` also the real QUIC and TLS, over datagrams that get lost, doubled and swapped;
 //! - [`workload`]: what guests do to their volumes.
 //!
 //! What should be true:

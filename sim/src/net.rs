@@ -14,6 +14,11 @@
 //! Nothing here times out: that is the sessions' business.
 
 mod conn;
+mod either;
+#[cfg(feature = "full-stack")]
+mod quic;
+
+pub(crate) use either::Either;
 
 use crate::clock::{Queue, Span, Time};
 use crate::rng::Rng;
@@ -129,6 +134,8 @@ pub enum What<M> {
         /// Who is at the other end.
         peer: Host,
     },
+    /// A part of a message came. Only the real stack has parts.
+    Activity,
     /// A message came.
     Message(M),
     /// It is over; nothing comes after it.

@@ -39,6 +39,8 @@ pub struct Options {
     pub session: session::Config,
     /// Between all regions.
     pub link: Link,
+    /// What the sessions run over.
+    pub stack: Stack,
     /// How long the phase with faults lasts.
     pub faulty: Span,
     /// How long the quiet phase may last until everything has converged.
@@ -51,6 +53,17 @@ pub struct Options {
     pub keep: Keep,
     /// Stops behind so many events of the trace.
     pub stop_after: Option<u64>,
+}
+
+/// What carries the frames of the sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stack {
+    /// Connections that carry messages: quick, and they break in every way that a session can tell.
+    #[default]
+    Messages,
+    /// The real QUIC and TLS, over datagrams.
+    #[cfg(feature = "full-stack")]
+    Full,
 }
 
 /// A node.
@@ -328,6 +341,7 @@ impl Options {
                 bandwidth: *rng.pick(&[None, Some(100_000_000), Some(2_000_000)]),
                 ..Link::default()
             },
+            stack: Stack::Messages,
             faulty,
             healing: Span::from_secs(300),
             events: draw_events(&mut root.child("events"), nodes, faulty),
@@ -335,6 +349,23 @@ impl Options {
             keep: Keep::Last(400),
             stop_after: None,
         }
+    }
+}
+
+#[cfg(feature = "full-stack")]
+impl Options {
+    /// The same through the real QUIC and TLS.
+    #[must_use]
+    pub fn full_stack(self) -> Options {
+        Options { stack: Stack::Full, ..self }
+    }
+
+    /// As [`Options::swarm`], through the real QUIC and TLS; most of its links lose some datagrams at all times.
+    #[must_use]
+    pub fn swarm_full_stack(seed: u64) -> Options {
+        let mut options = Options::swarm(seed).full_stack();
+        options.link.loss_ppm = *Rng::new(seed).child("datagrams").pick(&[0, 1_000, 10_000, 50_000]);
+        options
     }
 }
 

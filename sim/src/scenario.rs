@@ -14,7 +14,7 @@ pub use shipped::{NAMES, shipped};
 use crate::clock::{Span, Time};
 use crate::disk::{Call, Errno, Latency};
 use crate::net::Link;
-use crate::options::{Event, NodeOptions, Options, Planned, Point, small_sessions};
+use crate::options::{Event, NodeOptions, Options, Planned, Point, Stack, small_sessions};
 use crate::rng::PPM;
 use crate::run::Outcome;
 use crate::trace::Keep;
@@ -448,6 +448,7 @@ impl Reader<'_> {
                 loss_ppm: link.loss_ppm.min(PPM),
                 retransmission: ms(link.delay_ms * 3.0),
             },
+            stack: Stack::Messages,
             faulty,
             healing,
             events,

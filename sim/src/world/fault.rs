@@ -62,18 +62,18 @@ impl World {
                 }
             }
             Event::Reset => {
-                for conn in self.net.open_conns().collect::<Vec<_>>() {
+                for conn in self.net.open_conns() {
                     self.net.reset(at, conn);
                 }
             }
             Event::Abandon { late } => {
-                for conn in self.net.open_conns().collect::<Vec<_>>() {
+                for conn in self.net.open_conns() {
                     let end = if self.rng.chance(500_000) { End::Dialer } else { End::Listener };
                     self.net.abandon(at, conn, end, *late);
                 }
             }
             Event::Stall { span } => {
-                for conn in self.net.open_conns().collect::<Vec<_>>() {
+                for conn in self.net.open_conns() {
                     let end = if self.rng.chance(500_000) { End::Dialer } else { End::Listener };
                     self.net.stall(at, conn, end, *span);
                 }

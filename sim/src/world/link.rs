@@ -93,6 +93,11 @@ impl World {
                 };
                 live.incoming.insert(conn, incoming);
             }
+            (End::Listener, What::Activity) => {
+                if let Some(incoming) = live.incoming.get_mut(&conn) {
+                    incoming.receiver.handle_activity(now);
+                }
+            }
             (End::Listener, What::Message(frame)) => {
                 if let Some(incoming) = live.incoming.get_mut(&conn) {
                     incoming.inbox.push_back(frame);
@@ -110,6 +115,11 @@ impl World {
                         let hello = dial.hello.take().expect("it was made when this was dialled");
                         dial.durable = hello.durable.lsn;
                         dial.sender = Some(Sender::new(session, now, hello));
+                    }
+                    What::Activity => {
+                        if let Some(sender) = &mut dial.sender {
+                            sender.handle_activity(now);
+                        }
                     }
                     What::Message(frame) => {
                         if let Some(sender) = &mut dial.sender {

@@ -28,7 +28,7 @@ mod operator;
 use crate::clock::{NodeClock, Queue, Span, Time};
 use crate::disk::Disk;
 use crate::ledger::{Key, Timeline};
-use crate::net::{ConnId, Host, Network, Reach};
+use crate::net::{ConnId, Either, Host, Reach};
 use crate::options::Options;
 use crate::reference::Death;
 use crate::rng::Rng;
@@ -40,7 +40,6 @@ use engine::types::{Epoch, GroupId, Mono, NodeId, Position};
 use guest::Guest;
 use machine::Machine;
 use std::collections::BTreeMap;
-use transport::link::frame::Frame;
 
 pub(super) type Result<T = ()> = std::result::Result<T, Violation>;
 
@@ -74,7 +73,7 @@ pub(crate) struct World {
     rng: Rng,
     time: Time,
     queue: Queue<Ev>,
-    net: Network<Frame>,
+    net: Either,
     machines: Vec<Machine>,
     timelines: BTreeMap<Key, Timeline>,
     guests: BTreeMap<Key, Guest>,
@@ -101,7 +100,7 @@ const MAX_STEPS: u64 = 3_000_000;
 impl World {
     pub(crate) fn new(options: Options) -> World {
         let root = Rng::new(options.seed);
-        let mut net = Network::new(root.child("network"), options.link);
+        let mut net = Either::new(root.child("network"), &options);
         let machines = options
             .nodes
             .iter()

@@ -50,7 +50,7 @@ const CRYPTO_BUFFER_BYTES: usize = 32 << 10;
 const INCOMING_BYTES: u64 = 16 << 10;
 
 /// The name that the stack wants to connect to. It is not sent, and not looked at: see [`super::tls`].
-pub(super) const SERVER_NAME: &str = "landfall.invalid";
+pub const SERVER_NAME: &str = "landfall.invalid";
 
 /// The configuration of the stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,8 +145,13 @@ pub fn attach(
         .map_err(|source| Error::Socket { address, source })
 }
 
-/// What a dialler needs to reach the node `expected`.
-pub(super) fn client_config(
+/// What a dialler needs to reach the node `expected`. Here, with [`server_config`] and [`endpoint_config`], for
+/// those who run the stack's state machine by themselves.
+///
+/// # Errors
+///
+/// [`Error::Tls`].
+pub fn client_config(
     credentials: &Arc<Credentials>,
     expected: NodeName,
     config: &Config,
@@ -165,7 +170,11 @@ pub(super) fn client_config(
 }
 
 /// What a listener needs.
-pub(super) fn server_config(credentials: &Arc<Credentials>, config: &Config) -> Result<ServerConfig, Error> {
+///
+/// # Errors
+///
+/// [`Error::Tls`].
+pub fn server_config(credentials: &Arc<Credentials>, config: &Config) -> Result<ServerConfig, Error> {
     let tls = credentials.server_config()?;
     let crypto = QuicServerConfig::try_from(tls).expect("TLS 1.3 comes with the suite that QUIC starts with");
     let mut transport = transport_config(config);
@@ -236,7 +245,12 @@ impl AsyncUdpSocket for Segmented {
     }
 }
 
-fn endpoint_config(config: &Config) -> Result<EndpointConfig, Error> {
+/// What an endpoint needs, whether it dials or listens.
+///
+/// # Errors
+///
+/// [`Error::Mtu`].
+pub fn endpoint_config(config: &Config) -> Result<EndpointConfig, Error> {
     let mut endpoint = EndpointConfig::default();
     endpoint.max_udp_payload_size(config.max_mtu).map_err(|_| Error::Mtu(config.max_mtu))?;
     endpoint.rng_seed(config.rng_seed);
