@@ -53,8 +53,12 @@ fn main() {
     let head =
         ["for each second of wall time", "virtual seconds", "events", "answered writes", "runs a minute"];
     let mut table = Table::new(head);
-    let rows: [(&str, &dyn Fn(u64) -> Run); 2] =
-        [("region-outage, 200 writes a second", &|seed| outage.options(seed)), ("swarm", &Run::swarm)];
+    let rows: [(&str, &dyn Fn(u64) -> Run); 4] = [
+        ("region-outage, 200 writes a second", &|seed| outage.options(seed)),
+        ("the same, full stack", &|seed| outage.options(seed).full_stack()),
+        ("swarm", &Run::swarm),
+        ("swarm, full stack", &Run::swarm_full_stack),
+    ];
     for (name, options_of) in rows {
         let rounds: Vec<Speed> = (0..options.rounds).map(|_| Speed::of(time, options_of)).collect();
         let rate = |of: fn(&Speed) -> f64| {

@@ -75,17 +75,10 @@ fn the_stack_is_really_in_between() {
     assert!(other.counters["network: handshake"] >= 2);
 }
 
-/// All but one assertion. A link that is down for half of each second is to the stack a path that loses whole
-/// windows again and again: its congestion control stays low, rightly, and the lag grows to the log's limit. (Where
-/// connections carry messages, what waited at the cut goes on as if nothing had been.) Nothing is lost by that, and
-/// it converges; how far it falls behind is between the path and the stack.
 #[test]
 fn what_the_shipped_scenarios_assert_holds() {
     for name in NAMES {
-        let mut scenario = Scenario::parse(shipped(name).expect("it is shipped")).expect("it can be read");
-        if name == "flapping-link" {
-            scenario.assertions.lag_bytes_max = None;
-        }
+        let scenario = Scenario::parse(shipped(name).expect("it is shipped")).expect("it can be read");
         let outcome = run(scenario.options(1).full_stack());
         assert!(outcome.verdict.is_clean(), "{name}: {}", outcome.verdict);
         let broken = scenario.assertions.broken_by(&outcome);
