@@ -6,7 +6,7 @@ use super::{Subject, code_of, stack};
 use crate::exit::{Code, Failure};
 use crate::human::{self, Form};
 use crate::signal::Signals;
-use ::sim::options::Event;
+use ::sim::options::{Event, RARE};
 use ::sim::run::Verdict;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -93,9 +93,10 @@ pub(super) fn run(arguments: &Soak, form: Form) -> Result<(), Failure> {
     report.wall_seconds = started.elapsed().as_secs_f64();
     report.seeds_per_second = report.seeds as f64 / report.wall_seconds.max(1e-3);
     if subject.scenario.is_none() {
-        let happened = |name: &&str| report.counters.contains_key(&format!("event: {name}"));
+        let events = Event::NAMES.iter().map(|name| format!("event: {name}"));
+        let wanted = events.chain(RARE.iter().map(|name| (*name).to_owned()));
         report.never_happened =
-            Event::NAMES.iter().filter(|name| !happened(name)).map(|name| (*name).to_owned()).collect();
+            wanted.filter(|name| report.counters.get(name).is_none_or(|count| *count == 0)).collect();
     }
     if let Some(path) = &arguments.junit {
         std::fs::write(path, junit(&report))

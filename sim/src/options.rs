@@ -200,6 +200,22 @@ impl Event {
     ];
 }
 
+/// Counters of transitions and crash points that a soak has to reach, or say that it did not.
+pub const RARE: [&str; 12] = [
+    "role: replica to primary",
+    "role: primary to fenced",
+    "torn tails",
+    "disks filled",
+    "disk: failed sync",
+    "disk: misdirected write",
+    "disk: power cut before a write",
+    "disk: power cut after a write",
+    "disk: power cut before a sync",
+    "disk: power cut after a sync",
+    "disk: power cut before a sync of a folder",
+    "disk: power cut after a sync of a folder",
+];
+
 /// The details behind the name, for a person; nothing where the name says it all.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

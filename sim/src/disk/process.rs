@@ -74,6 +74,9 @@ impl Process {
         state.counts.count(call);
         let at = state.counts.changes();
         let cut = state.cut.filter(|(cut_at, _)| call.changes() && *cut_at <= at);
+        if let Some((_, side)) = cut {
+            state.inject(cut_name(call, side));
+        }
         if matches!(cut, Some((_, Side::Before))) {
             state.power_off();
             return Err(Error::other(Gone::Off));
@@ -106,6 +109,30 @@ impl Process {
             ino,
             writable: mode != OpenMode::Read,
         })
+    }
+}
+
+/// The name under which a power cut at a call is counted.
+fn cut_name(call: Call, side: Side) -> &'static str {
+    match (call, side) {
+        (Call::Create, Side::Before) => "power cut before a file is made",
+        (Call::Create, Side::After) => "power cut after a file was made",
+        (Call::Remove, Side::Before) => "power cut before a removal",
+        (Call::Remove, Side::After) => "power cut after a removal",
+        (Call::Rename, Side::Before) => "power cut before a rename",
+        (Call::Rename, Side::After) => "power cut after a rename",
+        (Call::SyncDir, Side::Before) => "power cut before a sync of a folder",
+        (Call::SyncDir, Side::After) => "power cut after a sync of a folder",
+        (Call::Write, Side::Before) => "power cut before a write",
+        (Call::Write, Side::After) => "power cut after a write",
+        (Call::Sync, Side::Before) => "power cut before a sync",
+        (Call::Sync, Side::After) => "power cut after a sync",
+        (Call::Allocate, Side::Before) => "power cut before an allocation",
+        (Call::Allocate, Side::After) => "power cut after an allocation",
+        (Call::Zero, Side::Before) => "power cut before zeros are written",
+        (Call::Zero, Side::After) => "power cut after zeros were written",
+        (_, Side::Before) => "power cut before another call",
+        (_, Side::After) => "power cut after another call",
     }
 }
 

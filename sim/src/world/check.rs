@@ -664,7 +664,12 @@ impl World {
         }
         let key = self.machines[*winner].reign?;
         let outstanding = self.guests.get(&key).map_or(0, super::guest::Guest::outstanding);
-        if all_follow && outstanding > 0 {
+        // An old primary follows nobody: what it lacks stays in the log, and once that is full, writes wait.
+        let log = self.machines[*winner].live.as_ref().expect("all run").node.log();
+        let full = log.used_bytes() + log.limits().segment_bytes > log.limits().log_bytes;
+        let mut lives = self.machines.iter().filter_map(|m| m.live.as_ref());
+        let held = full && lives.any(|live| live.node.role() == Role::Fenced);
+        if all_follow && !held && outstanding > 0 {
             return Some((*winner, format!("{outstanding} requests are not answered")));
         }
         None

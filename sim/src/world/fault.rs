@@ -189,6 +189,7 @@ impl World {
         m.damaged = false;
         m.promised = Position::default();
         m.seen_epoch = Epoch(0);
+        m.role = None;
         m.starting = false;
         self.plan_start(machine, Span::from_ms(50));
     }

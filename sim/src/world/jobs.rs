@@ -241,8 +241,19 @@ impl World {
             }
         }
         self.invariant_bounded(machine)?;
+        self.note_role(machine);
         self.plan_wake(machine);
         Ok(())
+    }
+
+    /// Counts the transitions of the table of roles.
+    fn note_role(&mut self, machine: usize) {
+        let node = self.machines[machine].live.as_ref().map(|live| &live.node);
+        let Some(role) = node.filter(|node| node.is_born()).map(engine::node::Node::role) else { return };
+        let before = self.machines[machine].role.replace(role);
+        if let Some(before) = before.filter(|before| *before != role) {
+            self.count(&format!("role: {} to {}", role_name(before), role_name(role)), 1);
+        }
     }
 
     /// Starts jobs; whether there is more to do at once.
@@ -439,5 +450,13 @@ impl World {
             .live
             .as_ref()
             .is_some_and(|live| live.node.role() == Role::Primary && live.node.failed().is_none())
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Replica => "replica",
+        Role::Fenced => "fenced",
     }
 }

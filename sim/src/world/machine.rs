@@ -10,6 +10,7 @@ use crate::reference::Death;
 use crate::rng::Rng;
 use engine::node::Node;
 use engine::node::work::{Done, Job};
+use engine::state::Role;
 use engine::types::{Epoch, Lsn, NodeId, Position};
 use std::collections::BTreeMap;
 
@@ -76,6 +77,8 @@ pub(super) struct Machine {
     pub(super) seen_epoch: Epoch,
     /// The reign that it wrote last.
     pub(super) reign: Option<Key>,
+    /// The role that it was last seen in.
+    pub(super) role: Option<Role>,
     /// Rules of the disk may strike.
     pub(super) rules: bool,
     /// Its disk has broken its own promises.

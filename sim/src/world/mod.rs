@@ -124,6 +124,7 @@ impl World {
                     promised: Position::default(),
                     seen_epoch: Epoch(0),
                     reign: None,
+                    role: None,
                     rules: false,
                     damaged: false,
                     wiped: false,
