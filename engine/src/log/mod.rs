@@ -204,7 +204,9 @@ impl Sync {
             result => result,
         };
         let result = self.files.iter().try_for_each(sync);
-        if self.lets_go
+        // Not after a failure: what memory holds may then be all that is left of it.
+        if result.is_ok()
+            && self.lets_go
             && let Some((_filling, full)) = self.files.split_last()
         {
             full.iter().for_each(|file| file.let_go());
