@@ -162,7 +162,8 @@ accept = [{accept}]
 # A flush is answered when it is durable here ("local"), or on a replica as well ("replica": no acknowledged
 # flush is lost with the region, and each one waits for a round trip).
 #ack = "local"
-# A write that nobody flushes is made durable, and sent, after this at the latest.
+# A write that nobody flushes is made durable after this at the latest. With ack = "local", what is durable is sent
+# no more often than this.
 #ship_delay = "5ms"
 # The most that the log takes on disk, the size of one of its files, and what happens at the limit: "stall"
 # lets writes wait until a replica has caught up.

@@ -1,31 +1,17 @@
 //! The second mode: the same worlds, with the link's frames through the real QUIC and TLS over simulated datagrams.
 //! (N14, R01, R02, R05, R12, R14)
 
+mod common;
+
+use common::clean;
 use sim::options::Options;
 use sim::run::{Outcome, run};
 use sim::scenario::{NAMES, Scenario, shipped};
 use std::collections::BTreeMap;
 
-/// Runs seeds, and says which failed.
-fn clean(seeds: impl Iterator<Item = u64>) -> BTreeMap<String, u64> {
-    let mut counters: BTreeMap<String, u64> = BTreeMap::new();
-    let mut failed = Vec::new();
-    for seed in seeds {
-        let outcome = run(Options::swarm_full_stack(seed));
-        for (name, count) in outcome.counters {
-            *counters.entry(name).or_default() += count;
-        }
-        if !outcome.verdict.is_clean() {
-            failed.push(format!("seed {seed}: {}", outcome.verdict));
-        }
-    }
-    assert!(failed.is_empty(), "{} seeds failed:\n{}", failed.len(), failed.join("\n"));
-    counters
-}
-
 #[test]
 fn drawn_disasters_are_survived_and_the_network_did_its_worst() {
-    let counters = clean(0..120);
+    let counters = clean(Options::swarm_full_stack, 0..120);
     let reached = [
         "batches appended",
         "session taken over",

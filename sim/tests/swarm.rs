@@ -2,30 +2,16 @@
 //!
 //! Covers W01 to W03, W13 to W17, W22, W27, W30, W39, R01 to R05, R07 to R10, R12 to R14, R16, R17, R20, R23.
 
+mod common;
+
+use common::clean;
 use sim::options::Options;
 use sim::run::{Outcome, run};
 use std::collections::BTreeMap;
 
-/// Runs seeds, and says which failed and how to repeat them.
-fn clean(seeds: impl Iterator<Item = u64>) -> BTreeMap<String, u64> {
-    let mut counters: BTreeMap<String, u64> = BTreeMap::new();
-    let mut failed = Vec::new();
-    for seed in seeds {
-        let outcome = run(Options::swarm(seed));
-        for (name, count) in outcome.counters {
-            *counters.entry(name).or_default() += count;
-        }
-        if !outcome.verdict.is_clean() {
-            failed.push(format!("seed {seed}: {}", outcome.verdict));
-        }
-    }
-    assert!(failed.is_empty(), "{} seeds failed:\n{}", failed.len(), failed.join("\n"));
-    counters
-}
-
 #[test]
 fn four_hundred_seeds_are_clean_and_reach_what_they_are_for() {
-    let counters = clean(0..400);
+    let counters = clean(Options::swarm, 0..400);
     let reached = [
         "torn tails",
         "failed nodes",
@@ -75,7 +61,7 @@ fn seeds_that_found_bugs_stay_clean() {
         8, 17, 25, 34, 35, 60, 87, 127, 158, 185, 219, 225, 394, 562, 800, 890, 1_078, 1_210, 1_329, 1_813,
         1_920, 2_244,
     ];
-    clean(seeds.into_iter());
+    clean(Options::swarm, seeds.into_iter());
 }
 
 fn signature(outcome: &Outcome) -> (u64, u64, u64, &BTreeMap<String, u64>) {

@@ -1,5 +1,9 @@
 //! What the catalog wants to know of the newest records, noted as they are appended: it need not read the log
 //! while it keeps up.
+//!
+//! - Notes are of appended records: whoever uses them stops at the durable one.
+//! - A mark or a promotion is always noted, as long as it is kept at all; of the others enough for samples of time.
+//! - They are bounded, and gone with the process; then, or if they were outrun, the log itself is read.
 
 use super::format::Header;
 use crate::event::Kind;

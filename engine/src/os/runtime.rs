@@ -3,7 +3,8 @@
 //!
 //! - A plain write, and a read that memory or the page cache can serve, run on the caller's thread, under one short
 //!   lock.
-//! - A flush is answered from the sync thread, in the same breath as the sync that covers it.
+//! - A flush is answered by the thread that ran the sync which covers it: the sync thread, or, for a request that
+//!   comes alone while syncs are quick, the caller's.
 //! - No lock is held while a job runs or an answer is delivered.
 
 use crate::catalog::{self, Mark};
@@ -41,7 +42,7 @@ const CATALOG_AGAIN: Duration = Duration::from_secs(10);
 const PROJECT_EVERY: Duration = Duration::from_millis(500);
 /// The longest sleep of the bulk thread.
 const BULK_NAP: Duration = Duration::from_millis(100);
-/// The longest sleep of the sync thread; it is woken for everything, so this is a precaution only.
+/// The longest sleep of the sync thread; it is woken for what cannot wait so long.
 const SYNC_NAP: Duration = Duration::from_secs(1);
 
 /// Told after every change of the durable position, the role, or the health of a group; must not block.
