@@ -3,7 +3,8 @@
 //! The primary dials. It says [`Hello`]; the other side answers [`Welcome`] (its durable position, from which the
 //! primary goes on) or a [`Rebuff`]. Which answer is right is decided by the engine alone.
 
-use crate::types::{Epoch, GroupId, Lsn, NodeId, Position, Reign};
+use crate::log::chain::Tip;
+use crate::types::{Epoch, Extent, GroupId, Lsn, NodeId, Position, Reign, VolumeId};
 use bincode::{Decode, Encode};
 
 /// A primary's introduction.
@@ -32,6 +33,48 @@ pub struct Welcome {
     pub durable: Position,
     /// The oldest LSN that is selectable here.
     pub horizon: Lsn,
+}
+
+/// What a replica lacks beside the records behind its durable position: said before the [`Welcome`], by a replica
+/// that knows of sync spans to a primary that does.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// A sync span is not ended here: the latest LSNs are not selectable.
+    pub coarse: bool,
+    /// Extents that differ from the history which the primary told, whatever records follow. At most
+    /// [`MAX_LACKS`]; more are merged with what lies between them.
+    pub lacks: Vec<Lack>,
+}
+
+/// The most extents in [`Needs`].
+pub const MAX_LACKS: usize = 1 << 18;
+
+/// A part of a volume that a replica lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Lack {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The part; never empty.
+    pub extent: Extent,
+}
+
+/// A primary's word that the records between two positions will never come, and that a sync span follows which
+/// makes up for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Jump {
+    /// Where the replica stands.
+    pub from: Position,
+    /// Where its log goes on: the next record is the one behind this. Above `from`, and durable at the primary.
+    pub to: Tip,
+}
+
+/// What a replica asks of its primary in mid-session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Ask {
+    /// Hand the group over to me: a planned failover.
+    Handover,
+    /// This part is not what the primary says it is: send it again.
+    Repair(Lack),
 }
 
 /// A replica's refusal; it changes nothing on the side that refuses.
