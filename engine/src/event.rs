@@ -25,6 +25,21 @@ pub enum Kind {
     Mark = 6,
     /// A new epoch begins: the first record of a reign. Body: [`Promoted`].
     Promote = 7,
+    /// A sync span begins for a replica: from here on its states are not whole. Body: [`Spanned`].
+    SpanBegin = 8,
+    /// A sync span ended: that replica's state is whole here. Body: [`Spanned`].
+    SpanEnd = 9,
+}
+
+/// The version of records that a program must know to understand a record of a kind and flags: a newer kind tells an
+/// older program at once that it is too old.
+#[must_use]
+pub fn version_of(kind: Kind, flags: u16) -> u8 {
+    match kind {
+        Kind::SpanBegin | Kind::SpanEnd => 2,
+        Kind::Write | Kind::Zero | Kind::Volume if flags & !FLAG_NO_HOLE != 0 => 2,
+        _ => 1,
+    }
 }
 
 impl Kind {
@@ -39,6 +54,8 @@ impl Kind {
             5 => Kind::Flush,
             6 => Kind::Mark,
             7 => Kind::Promote,
+            8 => Kind::SpanBegin,
+            9 => Kind::SpanEnd,
             _ => return None,
         })
     }
@@ -66,12 +83,20 @@ impl Kind {
             Kind::Flush => "flush",
             Kind::Mark => "mark",
             Kind::Promote => "promote",
+            Kind::SpanBegin => "span-begin",
+            Kind::SpanEnd => "span-end",
         }
     }
 }
 
 /// Flag of a [`Kind::Zero`] record: the guest asked that the space stay allocated.
 pub const FLAG_NO_HOLE: u16 = 1;
+
+/// Flag of a [`Kind::Write`] or [`Kind::Zero`] record: a sync span's copy of what the volume holds already.
+pub const FLAG_COPY: u16 = 2;
+
+/// Flag of a [`Kind::Volume`] record: repeated for a replica that may have missed the first.
+pub const FLAG_AGAIN: u16 = 4;
 
 /// Body of [`Kind::Open`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -101,6 +126,13 @@ pub struct Marked {
 pub struct Promoted {
     /// The reign that begins.
     pub reign: Reign,
+}
+
+/// Body of [`Kind::SpanBegin`] and [`Kind::SpanEnd`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Spanned {
+    /// The replica that the span is for.
+    pub replica: NodeId,
 }
 
 /// A volume as the log defines it.

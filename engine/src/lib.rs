@@ -38,10 +38,12 @@ macro_rules! planted {
 
 pub mod catalog;
 pub mod event;
+pub mod extents;
 pub mod faulty;
 pub mod guest;
 pub mod index;
 pub mod io;
+pub mod lacks;
 pub mod log;
 pub mod node;
 #[cfg(feature = "os")]

@@ -30,11 +30,19 @@ pub enum Mistake {
     RenumberAfterCut,
     /// A point shows what is newest.
     MovingPoint,
+    /// A point inside a sync span is offered.
+    PointInsideSpan,
+    /// What changes while a replica is lost is not noted.
+    ForgetTracked,
+    /// A sync span's copy goes into the log over what a guest wrote since it was read.
+    CopyOverWrites,
+    /// The log is given up for a replica before what it lacks is on record.
+    FreeBeforeNoted,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 11] = [
+    pub const ALL: [Mistake; 15] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -46,6 +54,10 @@ impl Mistake {
         Mistake::DropLastOfBatch,
         Mistake::RenumberAfterCut,
         Mistake::MovingPoint,
+        Mistake::PointInsideSpan,
+        Mistake::ForgetTracked,
+        Mistake::CopyOverWrites,
+        Mistake::FreeBeforeNoted,
     ];
 }
 

@@ -67,6 +67,23 @@ impl Plan {
         Plan { extent, parts }
     }
 
+    /// The part of it that lies in `extent`, which must lie within.
+    pub(crate) fn within(&self, extent: Extent) -> Plan {
+        let parts = self.parts.iter().filter_map(|(part, from)| {
+            let cut = part.intersect(extent)?;
+            let skip = cut.offset - part.offset;
+            let from = match from {
+                From::Memory(content) => From::Memory(content.slice(skip, cut.len)),
+                From::Plain(file) => From::Plain(file.clone()),
+                From::Record(record) => {
+                    From::Record(InRecord { offset: record.offset + skip, ..record.clone() })
+                }
+            };
+            Some((cut, from))
+        });
+        Plan::new(extent, parts.collect())
+    }
+
     /// The bytes, as pieces in order.
     ///
     /// # Errors

@@ -61,6 +61,47 @@ pub struct Hydration {
     pub done: Vec<(VolumeId, u64)>,
 }
 
+/// Records that will never come: the primary had not kept them, and a sync span makes up for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Gap {
+    /// The last record before.
+    pub after: Position,
+    /// Where the log goes on: the tip before the first record behind.
+    pub to: Tip,
+}
+
+/// A stretch of LSNs that are no recovery points: a sync span was under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Coarse {
+    /// The first of them.
+    pub from: Lsn,
+    /// The span's end is behind this.
+    pub begun: Lsn,
+    /// The first LSN that is whole again; `None` while the span goes on.
+    pub to: Option<Lsn>,
+}
+
+impl Coarse {
+    /// Whether an LSN is within.
+    #[must_use]
+    pub fn covers(&self, lsn: Lsn) -> bool {
+        self.from <= lsn && self.to.is_none_or(|to| lsn < to)
+    }
+}
+
+/// A replica that lacks more than the records which the log holds for it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Lost {
+    /// Its name.
+    pub replica: String,
+    /// Some of what it lacks was never in the log that is held for it.
+    pub owed: bool,
+    /// What the file does not know of yet stands in the log behind this.
+    pub through: Lsn,
+    /// A replica that stands below this lacks more than is known.
+    pub since: Lsn,
+}
+
 /// The state of one group on one node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct State {
@@ -96,7 +137,18 @@ pub struct State {
     pub branches: Vec<Branch>,
     /// The highest acknowledgement of each replica, by its name.
     pub acknowledged: Vec<(String, Lsn)>,
+    /// What the log leaves out.
+    pub gaps: Vec<Gap>,
+    /// Which LSNs are no points.
+    pub coarse: Vec<Coarse>,
+    /// The replicas whose lacks stand in the file of that number.
+    pub lost: Vec<Lost>,
+    /// See [`crate::lacks`]; 0 for none.
+    pub lacks_file: u64,
 }
+
+/// The fields that version 2 has added at the end. All of them are zero bytes as long as they are not used.
+const ADDED_FIELDS: usize = 4;
 
 impl State {
     /// The newest epoch that this node knows of.
@@ -118,7 +170,7 @@ const PLACE_BYTES: usize = 64 << 10;
 const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 const BODY: bincode::config::Configuration<
     bincode::config::LittleEndian,
@@ -294,10 +346,18 @@ impl StateFile {
 /// 24 4  length of the body      28  4  zero  32  .  body (bincode)
 /// ```
 fn encode(state: &State, sequence: u64) -> Option<Vec<u8>> {
-    let body = bincode::encode_to_vec(state, BODY).ok()?;
+    let mut body = bincode::encode_to_vec(state, BODY).ok()?;
+    // An older program understands what has nothing new in it.
+    let is_new = !state.gaps.is_empty()
+        || !state.coarse.is_empty()
+        || !state.lost.is_empty()
+        || state.lacks_file != 0;
+    if !is_new {
+        body.truncate(body.len() - ADDED_FIELDS);
+    }
     let mut place = vec![0; HEADER_BYTES];
     place[0..8].copy_from_slice(&MAGIC);
-    place[8] = VERSION;
+    place[8] = if is_new { VERSION } else { 1 };
     place[16..24].copy_from_slice(&sequence.to_le_bytes());
     place[24..28].copy_from_slice(&u32::try_from(body.len()).ok()?.to_le_bytes());
     place.extend_from_slice(&body);
@@ -323,11 +383,14 @@ fn decode(place: &[u8]) -> Result<Option<(State, u64)>, u8> {
     if len > place.len() - HEADER_BYTES || checksum(&place[..HEADER_BYTES + len]) != word(12) {
         return Ok(None);
     }
-    if place[8] != VERSION {
+    if place[8] == 0 || place[8] > VERSION {
         return Err(place[8]);
     }
     let sequence = u64::from_le_bytes(place[16..24].try_into().expect("eight bytes"));
-    let body = &place[HEADER_BYTES..HEADER_BYTES + len];
-    let decoded = bincode::decode_from_slice::<State, _>(body, BODY);
-    Ok(decoded.ok().filter(|&(_, used)| used == len).map(|(state, _)| (state, sequence)))
+    let mut body = place[HEADER_BYTES..HEADER_BYTES + len].to_vec();
+    if place[8] == 1 {
+        body.resize(len + ADDED_FIELDS, 0);
+    }
+    let decoded = bincode::decode_from_slice::<State, _>(&body, BODY);
+    Ok(decoded.ok().filter(|&(_, used)| used == body.len()).map(|(state, _)| (state, sequence)))
 }

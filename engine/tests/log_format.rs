@@ -11,13 +11,13 @@ use common::logs::{self, Facts, Writer};
 use common::story::{self, VOLUME_BYTES};
 use common::{A, B, Driven};
 use engine::event::{
-    self, Kind, Marked, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body, encode_body,
+    self, Kind, Marked, Opened, Promoted, Spanned, VolumeDefined, VolumeSpec, decode_body, encode_body,
 };
 use engine::log::chain::Tip;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader, aligned};
 use engine::log::{Draft, Log, make_spare};
 use engine::node::config::{Config, Retention};
-use engine::state::{Branch, Hydration, Role, State, StateFile};
+use engine::state::{Branch, Coarse, Gap, Hydration, Lost, Role, State, StateFile};
 use engine::types::{
     Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, NodeId, Position, Reign, Timestamp, VolumeId,
 };
@@ -193,6 +193,10 @@ fn first_state(log: &Log) -> State {
         volumes: specs(),
         branches: Vec::new(),
         acknowledged: vec![("west".to_owned(), Lsn(3))],
+        gaps: Vec::new(),
+        coarse: Vec::new(),
+        lost: Vec::new(),
+        lacks_file: 0,
     }
 }
 
@@ -314,6 +318,7 @@ fn encode_again(seed: Seed, bytes: &[u8]) -> Kind {
         Kind::Volume => encode_body(&decode_body::<VolumeDefined>(payload).expect("a body")),
         Kind::Mark => encode_body(&decode_body::<Marked>(payload).expect("a body")),
         Kind::Promote => encode_body(&decode_body::<Promoted>(payload).expect("a body")),
+        Kind::SpanBegin | Kind::SpanEnd => encode_body(&decode_body::<Spanned>(payload).expect("a body")),
         Kind::Write | Kind::Zero | Kind::Flush => payload.to_vec(),
     };
     assert_eq!(body, payload, "{:?}", header.kind);
@@ -329,7 +334,8 @@ fn reign() -> Reign {
 /// One record of each kind, every field with a value of its own.
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     type Sample = (&'static str, Kind, u16, u32, Extent, Vec<u8>);
-    let kinds: [Sample; 9] = [
+    let spanned = encode_body(&Spanned { replica: NodeId([2; 16]) });
+    let kinds: [Sample; 14] = [
         ("open", Kind::Open, 0, 0, Extent::default(), encode_body(&Opened { node: NodeId([1; 16]) })),
         (
             "volume",
@@ -353,6 +359,18 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("mark-periodic", Kind::Mark, 0, 0, Extent::default(), encode_body(&Marked { name: String::new() })),
         ("promote", Kind::Promote, 0, 0, Extent::default(), encode_body(&Promoted { reign: reign() })),
+        ("span-begin", Kind::SpanBegin, 0, 0, Extent::default(), spanned.clone()),
+        ("span-end", Kind::SpanEnd, 0, 0, Extent::default(), spanned),
+        ("write-copy", Kind::Write, event::FLAG_COPY, 3, Extent::new(4096, 13), b"thirteen byte".to_vec()),
+        ("zero-copy", Kind::Zero, event::FLAG_COPY, 3, Extent::new(4096, 1 << 33), Vec::new()),
+        (
+            "volume-again",
+            Kind::Volume,
+            event::FLAG_AGAIN,
+            3,
+            Extent::default(),
+            encode_body(&VolumeDefined { name: "wal".to_owned(), size: 1 << 40 }),
+        ),
     ];
     let seed = Seed::of(logs::GROUP);
     let record = |(name, kind, flags, volume, extent, payload): Sample| {
@@ -418,7 +436,38 @@ fn state() -> State {
         volumes: vec![VolumeSpec { id: VolumeId(1), name: "data".to_owned(), size: 16 << 30 }],
         branches: vec![Branch { epoch: Epoch(1), after: reign().branch, last: Lsn(0x2000) }],
         acknowledged: vec![("west".to_owned(), Lsn(77))],
+        gaps: Vec::new(),
+        coarse: Vec::new(),
+        lost: Vec::new(),
+        lacks_file: 0,
     }
+}
+
+/// What version 2 has added, with something in each of its fields.
+fn newer_state() -> State {
+    let at = reign().branch;
+    State {
+        gaps: vec![Gap { after: at, to: Tip { lsn: Lsn(0x3000), ..state().start } }],
+        coarse: vec![
+            Coarse { from: Lsn(5), begun: Lsn(6), to: Some(Lsn(300)) },
+            Coarse { from: Lsn(0x1123), begun: Lsn(0x3000), to: None },
+        ],
+        lost: vec![Lost { replica: "west".to_owned(), owed: true, through: Lsn(77), since: Lsn(70) }],
+        lacks_file: 3,
+        ..state()
+    }
+}
+
+/// A program that knows version 2 writes it only where it has something to say that version 1 cannot.
+#[test]
+fn the_newer_state_is_as_ever() {
+    let disk = CrashDisk::new();
+    disk.storage().create_dir("g").expect("made");
+    StateFile::create(&*disk.storage(), "g", "g/state", newer_state()).expect("made");
+    pin("state-2", &disk.bytes("g/state"));
+    assert_eq!((disk.bytes("g/state")[8], fixture("state")[8]), (2, 1));
+    let read = StateFile::open(&*disk.storage(), "g/state").expect("sound").expect("there");
+    assert_eq!(read.get(), newer_state());
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //!
 //! What follows what (LSNs, epochs, incarnations) is judged by [`super::chain`], not here.
 
-use crate::event::Kind;
+use crate::event::{FLAG_AGAIN, FLAG_COPY, FLAG_NO_HOLE, Kind, version_of};
 use crate::types::{Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, Timestamp, VolumeId};
 
 /// Length of a record's header in bytes.
@@ -23,13 +23,23 @@ pub const MAX_PAYLOAD_BYTES: usize = crate::guest::MAX_REQUEST_BYTES as usize;
 pub const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
 /// Version of record and segment layouts.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+/// The version of segment headers.
+const SEGMENT_VERSION: u8 = 1;
 
 const RECORD_MAGIC: [u8; 4] = *b"LFR\x1a";
 const SEGMENT_MAGIC: [u8; 8] = *b"LFSEGM\x1a\n";
 /// The used part of a segment's header: one sector, which a disk writes whole or not at all.
 const SEGMENT_HEADER_USED: usize = 512;
-const KNOWN_FLAGS: u16 = crate::event::FLAG_NO_HOLE;
+/// The flags that a record of a kind may carry.
+fn known_flags(kind: Kind) -> u16 {
+    match kind {
+        Kind::Write => FLAG_COPY,
+        Kind::Zero => FLAG_NO_HOLE | FLAG_COPY,
+        Kind::Volume => FLAG_AGAIN,
+        _ => 0,
+    }
+}
 
 /// Why bytes are not a record or a segment header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,7 +166,7 @@ impl Header {
     /// Writes the header into `out` and sets its checksum.
     pub fn encode(&mut self, seed: Seed, out: &mut [u8; HEADER_BYTES]) {
         out[0..4].copy_from_slice(&RECORD_MAGIC);
-        out[4] = VERSION;
+        out[4] = version_of(self.kind, self.flags);
         out[5] = self.kind as u8;
         out[6..8].copy_from_slice(&self.flags.to_le_bytes());
         out[12..16].copy_from_slice(&self.payload_checksum.to_le_bytes());
@@ -190,7 +200,7 @@ impl Header {
         let matches = checksum == seed.checksum(&[&bytes[0..8], &bytes[12..]]);
         // A newer version may lay out everything behind its number differently; only a number that a bit flip
         // made is told from it by the checksum, which every version keeps where it is.
-        if bytes[4] != VERSION {
+        if bytes[4] == 0 || bytes[4] > VERSION {
             return Err(if matches { Fault::Version(bytes[4]) } else { Fault::HeaderChecksum });
         }
         if !matches {
@@ -211,7 +221,8 @@ impl Header {
             payload_len: get_u32(bytes, 72),
             volume: VolumeId(get_u32(bytes, 76)),
         };
-        header.is_well_formed().then_some(header).ok_or(Fault::Malformed)
+        let is_of_version = bytes[4] == version_of(header.kind, header.flags);
+        (is_of_version && header.is_well_formed()).then_some(header).ok_or(Fault::Malformed)
     }
 
     /// What a writer of this version guarantees beyond the checksum. A hostile peer can make checksums, so this
@@ -223,13 +234,12 @@ impl Header {
             Kind::Zero => payload == 0 && self.extent.len > 0 && self.volume != VolumeId(0),
             Kind::Flush => payload == 0 && self.extent == Extent::default(),
             Kind::Volume => payload > 0 && self.extent == Extent::default() && self.volume != VolumeId(0),
-            Kind::Open | Kind::Mark | Kind::Promote => {
+            Kind::Open | Kind::Mark | Kind::Promote | Kind::SpanBegin | Kind::SpanEnd => {
                 payload > 0 && self.extent == Extent::default() && self.volume == VolumeId(0)
             }
         };
         shape
-            && (self.flags & !KNOWN_FLAGS) == 0
-            && (self.flags == 0 || self.kind == Kind::Zero)
+            && (self.flags & !known_flags(self.kind)) == 0
             && self.payload_len as usize <= MAX_PAYLOAD_BYTES
             && self.extent.checked_end().is_some()
             && (payload > 0 || self.payload_checksum == 0)
@@ -284,7 +294,7 @@ impl SegmentHeader {
     pub fn encode(&self) -> Vec<u8> {
         let mut page = vec![0; SEGMENT_HEADER_BYTES];
         page[0..8].copy_from_slice(&SEGMENT_MAGIC);
-        page[8] = VERSION;
+        page[8] = SEGMENT_VERSION;
         page[16..32].copy_from_slice(&self.group.0);
         page[32..40].copy_from_slice(&self.sequence.to_le_bytes());
         page[40..48].copy_from_slice(&self.epoch.0.to_le_bytes());
@@ -313,7 +323,7 @@ impl SegmentHeader {
         if get_u32(page, end) != Seed::of(group).checksum(&[&page[..end]]) {
             return Err(Fault::HeaderChecksum);
         }
-        if page[8] != VERSION {
+        if page[8] != SEGMENT_VERSION {
             return Err(Fault::Version(page[8]));
         }
         let header = SegmentHeader {

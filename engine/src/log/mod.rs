@@ -654,6 +654,17 @@ impl Log {
         self.incarnation = incarnation;
     }
 
+    /// Leaves records out: the next one is the one behind `to`. The gap is durably on record by now.
+    pub fn jump(&mut self, to: Tip) {
+        assert!(to.lsn > self.tip.lsn, "a log jumps forward");
+        assert!(self.tip == self.durable && !self.syncing, "a log jumps when it is at rest");
+        self.tip = to;
+        self.durable = to;
+        self.page.clear();
+        self.must_begin = true;
+        self.recent.clear();
+    }
+
     /// Ends the main line at `at`, which must be durable; what lies behind stays on disk as a branch.
     pub fn cut(&mut self, at: Tip, end_of_record: u64) {
         assert!(at.lsn <= self.durable.lsn, "only what is durable can be branched off");

@@ -29,7 +29,7 @@ use super::scan::{Depth, Scan, Stop, headers_anywhere};
 use super::segment::{Folder, Found, Segment, Spare};
 use super::{Limits, Log, PAGE_BYTES, Place, open_folder, ship};
 use crate::io::{File, Storage};
-use crate::state::Branch;
+use crate::state::{Branch, Gap};
 use crate::types::{Epoch, GroupId, Incarnation, Lsn, Reign};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -42,6 +42,8 @@ pub struct Known<'a> {
     pub history: &'a [Reign],
     /// What promotions left behind: no file that holds a record of these is used again.
     pub branches: &'a [Branch],
+    /// What the log leaves out.
+    pub gaps: &'a [Gap],
     /// The reigns among them that this node wrote itself.
     pub own: &'a dyn Fn(Epoch) -> bool,
     /// Where the retained log begins.
@@ -288,7 +290,12 @@ impl Opening<'_> {
     /// Reads segment after segment until nothing continues the line.
     fn read_line(&mut self, visit: &mut Visit<'_>) -> Result<(), OpenError> {
         let mut stopped = None;
-        while let Some((mut segment, len)) = self.next_segment() {
+        loop {
+            while let Some(gap) = self.known.gaps.iter().find(|gap| gap.after.lsn == self.tip.lsn) {
+                // On record before the first record behind it was written; whatever else may follow here is older.
+                self.tip = gap.to;
+            }
+            let Some((mut segment, len)) = self.next_segment() else { break };
             let stop = self.read_segment(&mut segment, len, visit)?;
             if len < segment.header.len {
                 let (lsn, path) = (self.tip.lsn.next(), self.folder.path(segment.slot));
@@ -330,7 +337,9 @@ impl Opening<'_> {
         len: u64,
         visit: &mut Visit<'_>,
     ) -> Result<Stop, OpenError> {
-        let limit = self.limit_of(segment.header.epoch);
+        // What stands behind the beginning of a gap was torn off before it was left out.
+        let gaps = self.known.gaps.iter().map(|gap| gap.after.lsn).filter(|&after| after >= self.tip.lsn);
+        let limit = gaps.fold(self.limit_of(segment.header.epoch), Lsn::min);
         let start = SEGMENT_HEADER_BYTES as u64;
         let mut scan =
             Scan::new(segment.file.clone(), self.seed, segment.header.len.min(len), start, self.tip);
@@ -520,6 +529,7 @@ impl Opening<'_> {
             }
             None => Vec::new(),
         };
+        let must_begin = self.line.last().is_some_and(|last| last.last < self.tip.lsn);
         let log = Log {
             group: self.known.group,
             seed: self.seed,
@@ -531,8 +541,9 @@ impl Opening<'_> {
             durable: self.tip,
             // The state file's is higher, unless it was restored from an older copy: never twice the same.
             incarnation: self.known.incarnation.max(Incarnation(self.incarnation.0.saturating_add(1))),
-            must_begin: false,
-            page,
+            // Nothing was written behind a gap yet, if so.
+            must_begin,
+            page: if must_begin { Vec::new() } else { page },
             unsynced: Vec::new(),
             syncing: false,
             failure: None,

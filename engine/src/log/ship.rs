@@ -186,6 +186,37 @@ impl Read {
     }
 }
 
+/// Headers of records, to be read without the log. It holds their files: they are not used again meanwhile.
+pub struct Headers {
+    segments: Vec<Segment>,
+    seed: Seed,
+    after: Lsn,
+    upto: Lsn,
+}
+
+impl Headers {
+    /// Shows each header, in order; returns the last LSN that is covered by now, whether or not there is a record.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn run(self, mut visit: impl FnMut(&Header)) -> Result<Lsn, ReadError> {
+        let mut covered = self.after;
+        for segment in &self.segments {
+            let (offset, tip) = segment.place_before(self.after.next());
+            let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
+            let last = segment.last.min(self.upto);
+            while scan.tip().lsn < last {
+                let (header, _) = step(&mut scan, segment.slot, Depth::Headers)?;
+                if header.lsn > self.after {
+                    visit(&header);
+                }
+            }
+            covered = covered.max(last);
+        }
+        Ok(if self.segments.is_empty() { self.upto } else { covered })
+    }
+}
+
 impl Log {
     /// How to read a stretch of a payload back; `None` if its file is not held any more.
     #[must_use]
@@ -214,6 +245,8 @@ impl Log {
         }
         let segment = self.line.iter().rev().find(|segment| segment.header.first <= from);
         match segment {
+            // It lies in a gap.
+            Some(segment) if segment.last < from => Stretch::Gone,
             Some(segment) => {
                 Stretch::OnDisk(Read { segment: segment.clone(), seed: self.seed, from, upto, max_bytes })
             }
@@ -246,7 +279,13 @@ impl Log {
             return Ok((lsn == start.lsn).then_some((start, slot, SEGMENT_HEADER_BYTES as u64)));
         };
         if lsn > segment.last {
-            return Ok(None);
+            // In a gap; its end is a tip all the same.
+            let next = self.line.iter().find(|next| next.start.lsn == lsn);
+            let at_end = self.line.last().is_some_and(|last| last.last < lsn) && self.tip.lsn == lsn;
+            return Ok(match next {
+                Some(next) => Some((next.start, next.slot, SEGMENT_HEADER_BYTES as u64)),
+                None => at_end.then_some((self.tip, segment.slot, segment.end)),
+            });
         }
         let (offset, tip) = segment.place_before(lsn);
         let slot = segment.slot;
@@ -271,6 +310,32 @@ impl Log {
             step(&mut scan, segment.slot, Depth::Headers)?;
         }
         Ok(Some((segment, scan)))
+    }
+
+    /// The last record held at or before `lsn`: another one only if that lies in a gap.
+    #[must_use]
+    pub fn floor(&self, lsn: Lsn) -> Lsn {
+        match self.line.iter().rev().find(|segment| segment.header.first <= lsn) {
+            Some(segment) => lsn.min(segment.last),
+            None => lsn,
+        }
+    }
+
+    /// The first record held at or behind `lsn`, or the one that comes next: another one than `lsn` only if that lies
+    /// in a gap, or before the log.
+    #[must_use]
+    pub fn ceil(&self, lsn: Lsn) -> Lsn {
+        let holder = self.line.iter().find(|segment| segment.last >= lsn);
+        holder.map_or(self.tip.lsn.next(), |segment| segment.header.first).max(lsn)
+    }
+
+    /// The headers of the records behind `after` and up to `upto`, of a few segments at most, to be read without the
+    /// log.
+    #[must_use]
+    pub fn headers(&self, after: Lsn, upto: Lsn, segments: usize) -> Headers {
+        let within = |segment: &&Segment| segment.last > after && segment.header.first <= upto;
+        let segments = self.line.iter().filter(within).take(segments).cloned().collect();
+        Headers { segments, seed: self.seed, after, upto }
     }
 
     /// When a retained record was written.

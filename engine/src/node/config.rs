@@ -16,6 +16,9 @@ pub enum AckPolicy {
 /// What happens when the log has reached its limit, which means that a replica has been away for long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFull {
+    /// The log is given up for the replicas that keep it full: what changes is tracked, and a sync span catches them
+    /// up when they are back. Production goes on.
+    Track,
     /// Writes wait until the log has room again.
     Stall,
     /// Writes are refused as a full disk would.

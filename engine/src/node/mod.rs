@@ -18,9 +18,12 @@
 //! | [`replica`] | following a primary |
 //! | [`promote`] | changing roles |
 //! | [`points`] | recovery points: choosing, opening, reading |
+//! | `span` | what replicas lack, and how they get it |
+//! | `coarse` | a replica in a sync span |
 //! | [`work`] | what is done in the background: sync, apply, checkpoint, fold, hydrate |
 //! | [`report`] | what a node says of itself |
 
+mod coarse;
 pub mod config;
 pub mod open;
 pub mod points;
@@ -28,6 +31,7 @@ pub mod primary;
 pub mod promote;
 pub mod replica;
 pub mod report;
+pub mod span;
 pub mod work;
 
 use crate::event::VolumeSpec;
@@ -36,8 +40,8 @@ use crate::index::Index;
 use crate::io::{File, Storage};
 use crate::log::{self, Log};
 use crate::overlay::Overlay;
-use crate::state::{Role, State, StateFile};
-use crate::types::{Epoch, Lsn, Mono, Now, Position, Reign, Timestamp, VolumeId};
+use crate::state::{Coarse, Role, State, StateFile};
+use crate::types::{Epoch, Lsn, Mono, NodeId, Now, Position, Reign, Timestamp, VolumeId};
 use config::{AckPolicy, Config};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -79,9 +83,17 @@ pub(crate) struct Volume {
 }
 
 /// What a primary knows of one replica.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Follower {
     pub(crate) acknowledged: Lsn,
+    /// The log is kept from here on for it; never below what it acknowledged.
+    pub(crate) held: Lsn,
+    /// Who it is, once it has called.
+    pub(crate) node: Option<NodeId>,
+    /// What it lacks beside records of the log.
+    pub(crate) lack: Option<span::Lack>,
+    /// An operator allowed a copy of everything.
+    pub(crate) full_copy: bool,
     pub(crate) connected: bool,
     /// Something that an operator must know; cleared when the link is well again.
     pub(crate) alarm: Option<String>,
@@ -106,6 +118,8 @@ pub struct Node {
     pub(crate) index: Option<Index>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
     pub(crate) followers: BTreeMap<String, Follower>,
+    /// Stretches of LSNs that are no points, as far as the log was read; on record with the next checkpoint.
+    pub(crate) coarse: Vec<Coarse>,
     pub(crate) failed: Option<Failed>,
     /// How often each point is in use.
     pub(crate) pins: BTreeMap<Lsn, u32>,
@@ -243,8 +257,8 @@ impl Node {
         match self.config.ack {
             AckPolicy::Local => self.log.durable().lsn,
             AckPolicy::Replica => {
-                let elsewhere =
-                    self.followers.values().map(|follower| follower.acknowledged).max().unwrap_or_default();
+                let whole = self.followers.values().filter(|follower| follower.lack.is_none());
+                let elsewhere = whole.map(|follower| follower.acknowledged).max().unwrap_or_default();
                 self.log.durable().lsn.min(elsewhere)
             }
         }
@@ -280,6 +294,7 @@ impl Node {
     /// Takes note of an append.
     pub(crate) fn appended(&mut self, now: Now) {
         self.unsynced_since.get_or_insert(now.mono);
+        self.work.mark_dirty();
     }
 
     /// The log's error as a refusal; a failed write fails the group.
@@ -297,6 +312,12 @@ impl Node {
             );
         }
         Refusal::Io
+    }
+
+    /// The reign that an LSN belongs to by this node's history; 0 for LSN 0.
+    pub(crate) fn epoch_of(&self, lsn: Lsn) -> Epoch {
+        let reign = self.state.history.iter().rev().find(|reign| reign.branch.lsn < lsn);
+        reign.map_or(Epoch(0), |reign| reign.epoch)
     }
 
     /// The volumes that are part of the history up to `lsn`.

@@ -10,19 +10,22 @@
 //! backing follows by the same path as ever, once they are durable.
 
 use super::config::{Config, Start};
-use super::{Follower, Node, Volume, work::Work};
+use super::span::Lack;
+use super::{Follower, Node, Volume, coarse, work::Work};
 use crate::event::{
-    FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body, encode_body,
+    FLAG_AGAIN, FLAG_COPY, FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body, encode_body,
 };
+use crate::extents::Extents;
 use crate::index::{Index, Source};
 use crate::io::{File, OpenMode, Storage, make_dir};
+use crate::lacks;
 use crate::log::chain::Tip;
 use crate::log::format::Header;
 use crate::log::recovery::{Known, OpenError, Report};
 use crate::log::{self, Draft, Log, Place};
 use crate::overlay::{Content, Overlay};
 use crate::read::is_zero;
-use crate::state::{Role, State, StateFile};
+use crate::state::{Lost, Role, State, StateFile};
 use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Now, Position, Reign, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -221,7 +224,19 @@ impl Node {
         volume: VolumeId,
         body: &[u8],
     ) -> Result<(), log::Error> {
-        let draft = Draft { kind, flags: 0, volume, extent: Extent::default(), payload: body };
+        self.append_flagged(now, epoch, kind, 0, volume, body)
+    }
+
+    pub(crate) fn append_flagged(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        kind: Kind,
+        flags: u16,
+        volume: VolumeId,
+        body: &[u8],
+    ) -> Result<(), log::Error> {
+        let draft = Draft { kind, flags, volume, extent: Extent::default(), payload: body };
         let (_, error) = self.log.append(now.wall, epoch, &[draft]);
         match error {
             None => {
@@ -285,6 +300,8 @@ fn load(
         state.volumes.iter().map(|spec| (spec.id, spec.clone())).collect();
     let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
     let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
+    let mut coarse = state.coarse.clone();
+    let mut lacks = read_lacks(&*storage, &config, &state)?;
     // A fenced primary's disk is brought up to date as well: what it logged is what it holds.
     let replays = state.role != Role::Replica && state.hydration.is_none();
     let headers_through = if replays { state.applied.min(state.durable) } else { state.durable };
@@ -294,6 +311,7 @@ fn load(
             group: state.group,
             history: &state.history,
             branches: &state.branches,
+            gaps: &state.gaps,
             own: &own,
             start: state.start,
             // What was folded had been durable before: a log that ends below it has lost records.
@@ -302,14 +320,23 @@ fn load(
             incarnation: state.incarnation,
         };
         let mut visit = |header: &Header, place: Place, payload: &[u8]| {
-            if header.kind == Kind::Volume {
+            let is_again = header.flags & FLAG_AGAIN != 0 && specs.contains_key(&header.volume);
+            if header.kind == Kind::Volume && !is_again {
                 defined.insert(header.volume, header.lsn);
             }
-            if header.kind == Kind::Volume && header.lsn > headers_through {
+            if header.lsn > headers_through {
+                coarse::follow(&mut coarse, state.node, header, payload);
+            }
+            if header.kind == Kind::Volume && header.lsn > headers_through && !is_again {
                 let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
                 specs.insert(spec.id, spec);
             }
             if header.kind.changes_bytes() {
+                for (lost, extents) in &mut lacks {
+                    if header.lsn > lost.through && header.flags & FLAG_COPY == 0 {
+                        extents.insert(header.volume, header.extent);
+                    }
+                }
                 if let Some(index) = &mut index
                     && header.lsn > state.base
                 {
@@ -357,7 +384,11 @@ fn load(
         .map(|name| {
             let known = state.acknowledged.iter().find(|(known, _)| known == name);
             let acknowledged = known.map_or(Lsn::ZERO, |&(_, lsn)| lsn);
-            (name.clone(), Follower { acknowledged, ..Follower::default() })
+            let lack = lacks.iter().position(|(lost, _)| lost.replica == *name).map(|index| {
+                let (lost, extents) = lacks.swap_remove(index);
+                Lack::recorded(extents, &lost)
+            });
+            (name.clone(), Follower { acknowledged, held: acknowledged, lack, ..Follower::default() })
         })
         .collect();
     let applied = if replays { state.applied } else { log.tip().lsn };
@@ -371,6 +402,7 @@ fn load(
         index,
         volumes,
         followers,
+        coarse,
         failed: None,
         pins: BTreeMap::new(),
         waiters: VecDeque::new(),
@@ -384,6 +416,40 @@ fn load(
     };
     node.prepare_hydration()?;
     Ok((node, report))
+}
+
+/// What replicas lacked when the node was last at work; those that have everything since are known by the log.
+fn read_lacks(
+    storage: &dyn Storage,
+    config: &Config,
+    state: &State,
+) -> Result<Vec<(Lost, Extents)>, Error> {
+    let dir = &config.dir;
+    lacks::remove_others(storage, dir, state.lacks_file).map_err(io(dir))?;
+    let mut known = match state.lacks_file {
+        0 => Vec::new(),
+        number => match lacks::read(storage, dir, number) {
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
+                tracing::warn!(
+                    group = %config.name, %error,
+                    "what the replicas lack is not known any more: they get a copy of everything"
+                );
+                Vec::new()
+            }
+            read => read.map_err(io(dir))?,
+        },
+    };
+    let everything = || {
+        let mut extents = Extents::default();
+        state.volumes.iter().for_each(|spec| extents.insert(spec.id, Extent::new(0, spec.size)));
+        extents
+    };
+    let found = state.lost.iter().map(|lost| {
+        let index = known.iter().position(|lacks| lacks.replica == lost.replica);
+        let extents = index.map_or_else(everything, |index| known.swap_remove(index).extents);
+        (Lost { owed: lost.owed || index.is_none(), ..lost.clone() }, extents)
+    });
+    Ok(found.collect())
 }
 
 /// A log record as a version in the index.
@@ -461,6 +527,10 @@ fn unborn_state(node: crate::types::NodeId) -> State {
         volumes: Vec::new(),
         branches: Vec::new(),
         acknowledged: Vec::new(),
+        gaps: Vec::new(),
+        coarse: Vec::new(),
+        lost: Vec::new(),
+        lacks_file: 0,
     }
 }
 
@@ -654,6 +724,7 @@ pub fn examine(storage: Arc<dyn Storage>, dir: &str) -> Result<Examined, Error> 
         group: state.group,
         history: &state.history,
         branches: &state.branches,
+        gaps: &state.gaps,
         own: &own,
         start: state.start,
         durable: state.durable,

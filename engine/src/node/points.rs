@@ -23,12 +23,38 @@ pub enum Error {
         /// The newest.
         latest: Lsn,
     },
+    /// Within a sync span.
+    #[error(
+        "{asked} lies within a sync span, whose states are not whole; the nearest points are {}",
+        nearest(*before, *after)
+    )]
+    Coarse {
+        /// What was asked for.
+        asked: String,
+        /// The newest point before the span.
+        before: Option<Lsn>,
+        /// The oldest behind it.
+        after: Option<Lsn>,
+    },
+    /// None yet.
+    #[error("there is no recovery point yet: the first copy of the disks is under way")]
+    NoneYet,
     /// The log could not be read.
     #[error(transparent)]
     Unreadable(#[from] ReadError),
 }
 
-/// The points that can be selected: any LSN from `horizon` to `latest`.
+fn nearest(before: Option<Lsn>, after: Option<Lsn>) -> String {
+    match (before, after) {
+        (Some(before), Some(after)) => format!("LSN {before} and LSN {after}"),
+        (Some(one), None) => format!("LSN {one}, before it; it has not ended"),
+        (None, Some(one)) => format!("LSN {one}, behind it"),
+        (None, None) => "none: it has not ended".to_owned(),
+    }
+}
+
+/// The points that can be selected: any LSN from `horizon` to `latest`, but for those within a sync span
+/// ([`Node::coarse`]), and both of them for certain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// The oldest.
@@ -38,11 +64,24 @@ pub struct Window {
 }
 
 impl Node {
-    /// The selectable points; `None` if this node keeps none.
+    /// The selectable points; `None` if this node keeps none, or has none yet.
     #[must_use]
     pub fn window(&self) -> Option<Window> {
-        (self.index.is_some() && self.is_born())
-            .then(|| Window { horizon: self.state.horizon, latest: self.log.durable().lsn })
+        if self.index.is_none() || !self.is_born() {
+            return None;
+        }
+        if planted!(PointInsideSpan) {
+            return Some(Window { horizon: self.state.horizon, latest: self.log.durable().lsn });
+        }
+        let (latest, _) = self.whole_around(self.log.durable().lsn);
+        let (_, horizon) = self.whole_around(self.state.horizon);
+        let (horizon, latest) = (horizon?, latest?);
+        (horizon <= latest).then_some(Window { horizon, latest })
+    }
+
+    /// Why there is no window.
+    fn no_window(&self) -> Error {
+        if self.index.is_some() && self.is_coarse() { Error::NoneYet } else { Error::NotKept }
     }
 
     /// Whether `at` can be selected.
@@ -50,13 +89,17 @@ impl Node {
     /// # Errors
     /// [`Error`].
     pub fn check_point(&self, at: Lsn) -> Result<Window, Error> {
-        let window = self.window().ok_or(Error::NotKept)?;
+        let window = self.window().ok_or_else(|| self.no_window())?;
         if at < window.horizon || at > window.latest {
             return Err(Error::Outside {
                 asked: format!("LSN {at}"),
                 horizon: window.horizon,
                 latest: window.latest,
             });
+        }
+        let (before, after) = self.whole_around(at);
+        if before != Some(at) && !planted!(PointInsideSpan) {
+            return Err(Error::Coarse { asked: format!("LSN {at}"), before, after });
         }
         Ok(window)
     }
@@ -95,8 +138,9 @@ impl Node {
     /// # Errors
     /// [`Error`].
     pub fn point_at(&self, time: Timestamp) -> Result<Lsn, Error> {
-        let window = self.window().ok_or(Error::NotKept)?;
-        match self.log.last_until(time, window.latest)? {
+        let window = self.window().ok_or_else(|| self.no_window())?;
+        let found = self.log.last_until(time, window.latest)?;
+        match found.and_then(|lsn| self.whole_around(lsn).0) {
             Some(lsn) if lsn >= window.horizon => Ok(lsn),
             _ => Err(Error::Outside {
                 asked: "a time before the first point".to_owned(),

@@ -12,7 +12,8 @@ use crate::index::Origin;
 use crate::log::ship::Stretch;
 use crate::log::{self, Draft};
 use crate::overlay::{Content, gaps};
-use crate::peer::{Hello, Rebuff, Welcome};
+use super::span::JoinError;
+use crate::peer::{Hello, Jump, Needs, Rebuff, Welcome};
 use crate::read::{From, Plan, is_zero};
 use crate::state::Role;
 use crate::types::{Extent, Lsn, Now, Position, VolumeId};
@@ -75,6 +76,15 @@ pub enum AttachError {
         /// The oldest held.
         first: Lsn,
     },
+    /// What it lacks is not known.
+    #[error(
+        "the replica stands at LSN {0} and lacks what is not known any more: only a copy of everything can catch it \
+         up; its points stay as they are until that is allowed with `landfall resync`"
+    )]
+    NeedsCopy(Lsn),
+    /// The log takes no record of a span just now.
+    #[error("the log takes no records: {0}")]
+    Append(String),
     /// The log could not be read.
     #[error("{0}")]
     Unreadable(String),
@@ -109,7 +119,7 @@ impl Node {
         }
         out.stalled = !requests.is_empty();
         for request in &lookups {
-            self.plan(id, request, out);
+            self.plan(now, id, request, out);
         }
     }
 
@@ -164,6 +174,7 @@ impl Node {
         if !appended.is_empty() {
             self.appended(now);
         }
+        self.work.guest_at = now.mono;
         for record in &appended {
             self.work.written_since_barrier = record.header.kind != Kind::Flush;
             self.work.unsynced_bytes += record.header.record_len() as u64;
@@ -171,7 +182,8 @@ impl Node {
                 self.take_in(record);
             }
         }
-        let stalls = matches!(error, Some(log::Error::Full { .. })) && self.config.on_full == OnFull::Stall;
+        let waits = self.config.on_full != OnFull::Refuse;
+        let stalls = waits && matches!(error, Some(log::Error::Full { .. }));
         let refusal = error.filter(|_| !stalls).map(|error| self.log_refused(now, &error));
         let mut records = appended.iter().filter(|record| record.header.kind.changes_bytes());
         let mut left = Vec::new();
@@ -206,6 +218,7 @@ impl Node {
 
     /// Makes a record that was appended visible to reads.
     fn take_in(&mut self, record: &log::Appended) {
+        self.note_change(record.header.volume, record.header.extent);
         if let Some(index) = &mut self.index {
             open::index_record(index, &record.header, record.place);
         }
@@ -215,10 +228,10 @@ impl Node {
         let volume = self.volumes.get_mut(&record.header.volume).expect("the volume was checked");
         let content = open::content_of(&record.header, record.payload.clone());
         volume.active.insert(record.header.extent, content);
-        self.work.mark_dirty();
     }
 
-    fn plan(&mut self, id: VolumeId, request: &Request, out: &mut Submitted) {
+    fn plan(&mut self, now: Now, id: VolumeId, request: &Request, out: &mut Submitted) {
+        self.work.guest_at = now.mono;
         let (lookup, extent) = match &request.op {
             Op::Read(extent) => (Lookup::Read, *extent),
             Op::Status(extent) => (Lookup::Status, *extent),
@@ -290,13 +303,19 @@ impl Node {
         })
     }
 
-    /// A replica said where it stands: checks that its log is a prefix of this one, and returns the next LSN to
-    /// send.
+    /// A replica said where it stands: checks that its log is a prefix of this one. It goes on behind its durable
+    /// position, or where the jump says. `needs` is `None` for a replica that knows of no sync spans.
     ///
     /// # Errors
     /// [`AttachError`], which stays in the report until the replica is well again.
-    pub fn attach(&mut self, now: Now, replica: &str, welcome: &Welcome) -> Result<Lsn, AttachError> {
-        let result = self.check_attach(replica, welcome);
+    pub fn attach(
+        &mut self,
+        now: Now,
+        replica: &str,
+        welcome: &Welcome,
+        needs: Option<&Needs>,
+    ) -> Result<Option<Jump>, AttachError> {
+        let result = self.check_attach(now, replica, welcome, needs);
         let Some(follower) = self.followers.get_mut(replica) else {
             return Err(AttachError::Unknown(replica.to_owned()));
         };
@@ -312,7 +331,11 @@ impl Node {
                     )
                 });
                 follower.connected = true;
+                follower.node = Some(welcome.node);
                 follower.acknowledged = welcome.durable.lsn;
+                if matches!(result, Ok(None)) {
+                    follower.held = welcome.durable.lsn;
+                }
                 self.settle();
             }
             Err(error) => follower.alarm = Some(error.to_string()),
@@ -323,7 +346,13 @@ impl Node {
         result
     }
 
-    fn check_attach(&self, replica: &str, welcome: &Welcome) -> Result<Lsn, AttachError> {
+    fn check_attach(
+        &mut self,
+        now: Now,
+        replica: &str,
+        welcome: &Welcome,
+        needs: Option<&Needs>,
+    ) -> Result<Option<Jump>, AttachError> {
         if self.hello().is_none() {
             return Err(AttachError::NotSending(self.why_not_sending()));
         }
@@ -334,12 +363,26 @@ impl Node {
         if theirs.lsn > here {
             return Err(AttachError::Ahead { replica: theirs.lsn, here });
         }
-        match self.log.tip_at(theirs.lsn) {
-            Err(error) => Err(AttachError::Unreadable(error.to_string())),
-            Ok(Some((tip, ..))) if tip.position() == theirs => Ok(theirs.lsn.next()),
-            Ok(Some(_)) => Err(AttachError::Diverged(theirs.lsn)),
-            Ok(None) => Err(AttachError::TooFarBehind { needed: theirs.lsn.next(), first: self.log.first() }),
-        }
+        let is_held = match self.log.tip_at(theirs.lsn) {
+            Err(error) => return Err(AttachError::Unreadable(error.to_string())),
+            // What a gap of this log leaves out cannot be sent.
+            Ok(Some((tip, ..))) if tip.position() == theirs => {
+                self.state.gaps.iter().all(|gap| gap.after.lsn < theirs.lsn)
+            }
+            Ok(Some(_)) => return Err(AttachError::Diverged(theirs.lsn)),
+            Ok(None) => false,
+        };
+        let Some(needs) = needs else {
+            let lacks = self.followers[replica].lack.is_some();
+            return match is_held && !lacks {
+                true => Ok(None),
+                false => Err(AttachError::TooFarBehind { needed: theirs.lsn.next(), first: self.log.first() }),
+            };
+        };
+        self.join(now, replica, welcome, needs, is_held).map_err(|error| match error {
+            JoinError::NeedsCopy => AttachError::NeedsCopy(theirs.lsn),
+            JoinError::Log(error) => AttachError::Append(error.to_string()),
+        })
     }
 
     fn why_not_sending(&self) -> String {
@@ -362,6 +405,8 @@ impl Node {
     pub fn acknowledged(&mut self, replica: &str, durable: Position) {
         let Some(follower) = self.followers.get_mut(replica) else { return };
         follower.acknowledged = follower.acknowledged.max(durable.lsn);
+        follower.held = follower.held.max(durable.lsn);
+        self.copies_acknowledged(replica);
         self.settle();
     }
 
@@ -383,9 +428,10 @@ impl Node {
         }
     }
 
-    /// Up to where every configured replica has the log; the log's end if there is none.
-    pub(crate) fn acknowledged_by_all(&self) -> Lsn {
-        let slowest = self.followers.values().map(|follower| follower.acknowledged).min();
+    /// Up to where no replica that the log is kept for needs it; the log's end if there is none.
+    pub(crate) fn held_for_replicas(&self) -> Lsn {
+        let keeps = |follower: &&super::Follower| follower.lack.as_ref().is_none_or(super::span::Lack::holds_log);
+        let slowest = self.followers.values().filter(keeps).map(|follower| follower.held).min();
         slowest.unwrap_or(self.log.durable().lsn)
     }
 }

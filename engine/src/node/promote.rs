@@ -57,6 +57,9 @@ pub enum PromoteError {
         /// The newest.
         latest: Lsn,
     },
+    /// It lies within a sync span.
+    #[error("{0}")]
+    Coarse(String),
     /// Somebody else was first, or the epoch that the caller agreed to is not the next any more.
     #[error("epoch {asked} cannot begin: epoch {seen} has been seen; nothing was changed")]
     Conflict {
@@ -98,9 +101,12 @@ impl Node {
         }
         self.sync_now(now).map_err(PromoteError::Failed)?;
         let latest = self.log.durable();
-        if at < self.state.horizon || at > latest.lsn {
-            let (horizon, latest) = (self.state.horizon, latest.lsn);
-            return Err(PromoteError::NotSelectable { at, horizon, latest });
+        match self.check_point(at) {
+            Ok(_) => {}
+            Err(super::points::Error::Outside { horizon, latest, .. }) => {
+                return Err(PromoteError::NotSelectable { at, horizon, latest });
+            }
+            Err(error) => return Err(PromoteError::Coarse(error.to_string())),
         }
         let found = self.log.tip_at(at).map_err(|error| PromoteError::Failed(error.to_string()))?;
         let (tip, _, end) =
@@ -126,6 +132,7 @@ impl Node {
             state.history.push(reign);
             state.own.push(epoch);
             state.branches.extend(branch);
+            Node::cut_spans(at, &mut state.gaps, &mut state.coarse);
             state.durable = at;
             state.incarnation = incarnation;
             state.hydration = Some(hydration);
@@ -136,6 +143,7 @@ impl Node {
         // Decided. If we die from here on, the next start finds a primary whose reign has no record yet.
         self.log.cut(tip, end);
         self.log.set_incarnation(incarnation);
+        Node::cut_spans(at, &mut Vec::new(), &mut self.coarse);
         if let Some(index) = &mut self.index {
             index.truncate_after(at);
         }

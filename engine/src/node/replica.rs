@@ -11,8 +11,8 @@
 //! The history is adopted durably before the welcome leaves: from then on nothing older is let in, whatever
 //! happens to this process.
 
-use super::{LastPrimary, Node, Volume, open};
-use crate::event::{Kind, MAX_BODY_BYTES};
+use super::{LastPrimary, Node, Volume, coarse, open};
+use crate::event::{FLAG_AGAIN, Kind, MAX_BODY_BYTES};
 use crate::log;
 use crate::overlay::Overlay;
 use crate::peer::{Batch, Hello, Rebuff, Welcome};
@@ -52,9 +52,6 @@ impl Node {
         }
         let durable = self.settle_at_rest(now)?;
         let durable = self.adopt(now, hello, durable)?;
-        if durable.lsn.next() < hello.first {
-            return Err(Rebuff::TooFarBehind { durable });
-        }
         if durable.lsn > hello.durable.lsn {
             // A primary only ever sends what is durable there.
             return Err(Rebuff::Diverged { at: durable });
@@ -109,6 +106,7 @@ impl Node {
         // behind the first reign of ours that is not theirs, is part of the history any more.
         let ends = [self.state.history.get(common), hello.history.get(common)];
         let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(durable.lsn, Lsn::min);
+        let cut = self.log.floor(cut);
         if cut < self.state.horizon {
             return Err(Rebuff::TooFarBehind { durable });
         }
@@ -133,8 +131,11 @@ impl Node {
         });
         let history = hello.history.clone();
         let defined = self.volumes_at(cut);
+        let mut coarse = self.coarse.clone();
+        Node::cut_spans(cut, &mut Vec::new(), &mut coarse);
         self.update_state(now, |state| {
             state.history = history;
+            Node::cut_spans(cut, &mut state.gaps, &mut state.coarse);
             if let Some(branch) = branch {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);
@@ -148,6 +149,7 @@ impl Node {
                 "records that the new primary never had are kept as a branch"
             );
             self.log.cut(tip, end);
+            self.coarse = coarse;
             if let Some(index) = &mut self.index {
                 index.truncate_after(cut);
             }
@@ -210,12 +212,17 @@ impl Node {
         match header.kind {
             Kind::Write | Kind::Zero => {
                 let known = self.volumes.get(&header.volume);
+                if known.is_none() && self.is_coarse() {
+                    // Its definition was left out, and is repeated soon; the span copies what this writes.
+                    return Ok(());
+                }
                 if !known.is_some_and(|volume| header.extent.fits(volume.spec.size)) {
                     return Err(format!("LSN {}: a write beyond its volume", header.lsn));
                 }
                 let index = self.index.as_mut().expect("a replica has an index");
                 open::index_record(index, header, record.place);
             }
+            Kind::Volume if header.flags & FLAG_AGAIN != 0 && self.volumes.contains_key(&header.volume) => {}
             Kind::Volume => {
                 assert!(record.payload.len() <= MAX_BODY_BYTES, "the log has checked the length");
                 let spec = open::spec_of(header, &record.payload)
@@ -235,6 +242,12 @@ impl Node {
                     frozen: None,
                 };
                 self.volumes.insert(header.volume, volume);
+            }
+            Kind::SpanBegin | Kind::SpanEnd => {
+                coarse::follow(&mut self.coarse, self.config.node, header, &record.payload);
+                if header.kind == Kind::SpanEnd && !self.is_coarse() {
+                    tracing::info!(group = %self.config.name, at = %header.lsn, "the sync span ended");
+                }
             }
             Kind::Open | Kind::Flush | Kind::Mark | Kind::Promote => {}
         }

@@ -18,15 +18,17 @@
 //!   ended by a sync and a note in the state; a pass that dies is begun again from the note. The last stretch is
 //!   applied as after any restart.
 
+use super::span::{Copied, Copy, Survey, Surveyed};
 use super::{Node, open};
 use crate::guest::Piece;
-use crate::io::File;
+use crate::io::{File, Storage};
+use crate::lacks::{self, Lacks};
 use crate::log::chain::Tip;
 use crate::log::segment::{Make, Spare};
 use crate::log::{self, Sync, Synced};
 use crate::overlay::{Content, Overlay};
 use crate::read::{Plan, Wait};
-use crate::state::{Hydration, Role, StateFile};
+use crate::state::{Coarse, Gap, Hydration, Lost, Role, StateFile};
 use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -56,13 +58,15 @@ pub enum Lane {
     Make,
     /// What guests wrote, to the backing.
     Apply,
+    /// What a replica lacks, from the backing.
+    Copy,
     /// Everything else.
     Bulk,
 }
 
 impl Lane {
     /// All lanes, the most urgent first.
-    pub const ALL: [Lane; 4] = [Lane::Sync, Lane::Make, Lane::Apply, Lane::Bulk];
+    pub const ALL: [Lane; 5] = [Lane::Sync, Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk];
 }
 
 /// A pass over what changed: the LSN it leads to, and the volume and byte that come next.
@@ -97,6 +101,15 @@ pub(crate) struct Work {
     next_checkpoint: Mono,
     /// No file is made ahead before this: there was no space for one.
     retry_at: Mono,
+    /// When a guest last asked for something.
+    pub(crate) guest_at: Mono,
+    /// No copy is read before this.
+    pub(crate) copy_at: Mono,
+    copying: bool,
+    /// What replicas lack is not what is on record.
+    pub(crate) lacks_changed: bool,
+    /// The number of the file that was begun last.
+    lacks_file: u64,
 }
 
 impl Work {
@@ -116,7 +129,17 @@ impl Work {
             catch_ups: 0,
             next_checkpoint: Mono(0),
             retry_at: Mono(0),
+            guest_at: Mono(0),
+            copy_at: Mono(0),
+            copying: false,
+            lacks_changed: false,
+            lacks_file: 0,
         }
+    }
+
+    /// Something waits for the next checkpoint.
+    pub(crate) fn hurry(&mut self) {
+        self.next_checkpoint = Mono(0);
     }
 
     pub(crate) fn mark_dirty(&mut self) {
@@ -127,8 +150,12 @@ impl Work {
         self.syncing
     }
 
+    pub(crate) fn is_bulk_out(&self) -> bool {
+        self.bulk
+    }
+
     pub(crate) fn is_busy(&self) -> bool {
-        self.syncing || self.bulk || self.applying
+        self.syncing || self.bulk || self.applying || self.copying
     }
 
     pub(crate) fn applied(&self) -> Lsn {
@@ -150,6 +177,10 @@ pub enum Job {
     Fold(Fold),
     /// Fill the disk of a promoted node by one step.
     Hydrate(Hydrate),
+    /// Look through a part of the log that is to be given up.
+    Survey(Survey),
+    /// Read a part of a volume that a replica lacks.
+    Copy(Copy),
 }
 
 /// The outcome of a [`Job`].
@@ -167,6 +198,10 @@ pub enum Done {
     Fold(Result<(), String>),
     /// Of a step of filling.
     Hydrate(Result<(), String>),
+    /// Of a survey.
+    Survey(Result<Surveyed, String>),
+    /// Of a copy.
+    Copy(Copied),
 }
 
 impl Job {
@@ -180,6 +215,8 @@ impl Job {
             Job::Checkpoint(_) => "checkpoint",
             Job::Fold(_) => "fold",
             Job::Hydrate(_) => "hydrate",
+            Job::Survey(_) => "survey",
+            Job::Copy(_) => "copy",
         }
     }
 
@@ -192,6 +229,8 @@ impl Job {
             Job::Checkpoint(checkpoint) => Done::Checkpoint(checkpoint.run()),
             Job::Fold(fold) => Done::Fold(fold.run()),
             Job::Hydrate(hydrate) => Done::Hydrate(hydrate.run()),
+            Job::Survey(survey) => Done::Survey(survey.run()),
+            Job::Copy(copy) => Done::Copy(copy.run()),
         }
     }
 }
@@ -255,7 +294,18 @@ fn zero(backing: &dyn File, extent: Extent, content: &Content) -> std::io::Resul
 pub struct Checkpoint {
     file: Arc<StateFile>,
     backings: Vec<Arc<dyn File>>,
+    lacks: Option<LacksNote>,
     note: Note,
+}
+
+/// What replicas lack, to be put on record.
+struct LacksNote {
+    storage: Arc<dyn Storage>,
+    dir: String,
+    /// The number of the file; 0 if there is nothing to write.
+    number: u64,
+    lacks: Vec<Lacks>,
+    lost: Vec<Lost>,
 }
 
 /// What a checkpoint puts on record.
@@ -265,6 +315,9 @@ struct Note {
     start: Tip,
     volumes: Vec<crate::event::VolumeSpec>,
     acknowledged: Vec<(String, Lsn)>,
+    coarse: Vec<Coarse>,
+    /// The last jump that `coarse` knows of.
+    last_gap: Option<Gap>,
     epoch: crate::types::Epoch,
 }
 
@@ -273,7 +326,14 @@ impl Checkpoint {
         for backing in &self.backings {
             backing.sync().map_err(|error| format!("syncing a volume's disk: {error}"))?;
         }
-        let note = self.note;
+        let (note, lacks) = (self.note, self.lacks);
+        if let Some(LacksNote { storage, dir, number, lacks, .. }) = &lacks
+            && *number > 0
+        {
+            // Before the state names it, and before the log that it stands for is freed.
+            lacks::write(&**storage, dir, *number, lacks)
+                .map_err(|error| format!("noting what replicas lack: {error}"))?;
+        }
         let updated = self.file.update(|state| {
             // A promotion or a new primary may have come between; what it wrote stands.
             if state.epoch() != note.epoch {
@@ -288,8 +348,25 @@ impl Checkpoint {
             }
             state.volumes = note.volumes;
             state.acknowledged = note.acknowledged;
+            // A jump that came between has put its own on record.
+            if state.gaps.last() == note.last_gap.as_ref() {
+                state.coarse = note.coarse;
+            }
+            let start = state.start.lsn;
+            state.gaps.retain(|gap| gap.after.lsn >= start);
+            if let Some(lacks) = &lacks {
+                state.lacks_file = lacks.number;
+                state.lost = lacks.lost.clone();
+            }
         });
-        updated.map(drop).map_err(|error| error.to_string())
+        let state = updated.map_err(|error| error.to_string())?;
+        if let Some(LacksNote { storage, dir, .. }) = &lacks
+            && let Err(error) = lacks::remove_others(&**storage, dir, state.lacks_file)
+        {
+            // The next opening removes it.
+            tracing::debug!(%error, "a file that nobody needs was left behind");
+        }
+        Ok(())
     }
 }
 
@@ -303,17 +380,19 @@ struct FoldVolume {
 pub struct Fold {
     file: Arc<StateFile>,
     upto: Lsn,
+    /// The oldest point from here on: behind a sync span, if `upto` lies within it.
+    horizon: Lsn,
     volumes: Vec<FoldVolume>,
 }
 
 impl Fold {
     fn run(self) -> Result<(), String> {
-        let upto = self.upto;
+        let (upto, horizon) = (self.upto, self.horizon);
         if planted!(FoldBeforeRetiring) {
             self.write_bases()?;
         }
         // Retire, durably, before anything is overwritten.
-        let retired = self.file.update(|state| state.horizon = state.horizon.max(upto));
+        let retired = self.file.update(|state| state.horizon = state.horizon.max(horizon));
         retired.map_err(|error| error.to_string())?;
         self.write_bases()?;
         let folded = self.file.update(|state| state.base = state.base.max(upto));
@@ -412,6 +491,12 @@ impl Node {
             }
             Lane::Make => self.poll_make(now),
             Lane::Apply => self.poll_apply(now),
+            Lane::Copy if self.work.copying => None,
+            Lane::Copy => {
+                let job = self.poll_copy(now);
+                self.work.copying = job.is_some();
+                job
+            }
             Lane::Bulk => self.poll_bulk(now),
         }
     }
@@ -420,7 +505,11 @@ impl Node {
         if self.work.bulk {
             return None;
         }
-        let job = self.poll_checkpoint(now).or_else(|| self.poll_fold(now)).or_else(|| self.poll_hydrate());
+        let job = self
+            .poll_checkpoint(now)
+            .or_else(|| self.poll_survey())
+            .or_else(|| self.poll_fold(now))
+            .or_else(|| self.poll_hydrate());
         self.work.bulk = job.is_some();
         job
     }
@@ -436,7 +525,9 @@ impl Node {
         let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
         let checkpoint = Some(self.work.next_checkpoint);
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
-        [ship, apply, checkpoint, retry].into_iter().flatten().min()
+        let copies = self.followers.values().any(|follower| follower.connected && follower.lack.is_some());
+        let copy = (copies && self.work.copy_at > now.mono).then_some(self.work.copy_at);
+        [ship, apply, checkpoint, retry, copy].into_iter().flatten().min()
     }
 
     /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.
@@ -453,6 +544,7 @@ impl Node {
                 Some(at) => at <= self.log.durable().lsn,
                 None => self.active_bytes() >= self.config.limits.apply_bytes,
             },
+            Lane::Copy => !self.work.copying && self.copy_is_due(now),
             Lane::Bulk => !self.work.bulk && self.is_hydrating(),
         }
     }
@@ -559,7 +651,18 @@ impl Node {
                 self.work.bulk = false;
                 self.take_state();
             }
-            Done::Checkpoint(Err(reason)) | Done::Fold(Err(reason)) | Done::Hydrate(Err(reason)) => {
+            Done::Survey(Ok(surveyed)) => {
+                self.work.bulk = false;
+                self.finish_survey(&surveyed);
+            }
+            Done::Copy(copied) => {
+                self.work.copying = false;
+                self.finish_copy(now, copied);
+            }
+            Done::Checkpoint(Err(reason))
+            | Done::Fold(Err(reason))
+            | Done::Hydrate(Err(reason))
+            | Done::Survey(Err(reason)) => {
                 self.work.bulk = false;
                 self.fail(now, reason);
             }
@@ -658,10 +761,14 @@ impl Node {
         let acknowledged: Vec<_> =
             self.followers.iter().map(|(name, follower)| (name.clone(), follower.acknowledged)).collect();
         let start = self.log.start_for(self.free_limit(applied).next());
+        let horizon = self.state.horizon;
+        self.coarse.retain(|stretch| stretch.to.is_none_or(|to| to > horizon));
         let unchanged = applied.is_none_or(|applied| applied == self.state.applied)
             && durable == self.state.durable
             && start.lsn <= self.state.start.lsn
-            && acknowledged == self.state.acknowledged;
+            && acknowledged == self.state.acknowledged
+            && self.coarse == self.state.coarse
+            && !self.work.lacks_changed;
         if unchanged {
             return None;
         }
@@ -673,15 +780,37 @@ impl Node {
         let defined = self.volumes_at(durable);
         let volumes = self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
         let epoch = self.state.epoch();
-        let note = Note { applied, durable, start, volumes, acknowledged, epoch };
-        Some(Job::Checkpoint(Checkpoint { file, backings, note }))
+        let coarse = self.coarse.clone();
+        let lacks = std::mem::take(&mut self.work.lacks_changed).then(|| {
+            let (lacks, lost) = self.lacks_on_record();
+            let number = if lost.is_empty() { 0 } else { self.next_lacks_file() };
+            LacksNote { storage: self.storage.clone(), dir: self.config.dir.clone(), number, lacks, lost }
+        });
+        let last_gap = self.state.gaps.last().copied();
+        let note = Note { applied, durable, start, volumes, acknowledged, coarse, last_gap, epoch };
+        Some(Job::Checkpoint(Checkpoint { file, backings, lacks, note }))
+    }
+
+    fn next_lacks_file(&mut self) -> u64 {
+        self.work.lacks_file = self.work.lacks_file.max(self.state.lacks_file) + 1;
+        self.work.lacks_file
     }
 
     /// The last LSN that nobody needs any more: not a replica, not the backing, not the base image.
     fn free_limit(&self, applied: Option<Lsn>) -> Lsn {
+        let here = self.needed_by_disks(applied);
+        if self.state.role == Role::Replica { here } else { here.min(self.held_for_replicas()) }
+    }
+
+    /// The last LSN that this node itself does not need any more.
+    pub(crate) fn needed_here(&self) -> Lsn {
+        let replays = !self.is_hydrating() && self.state.role != Role::Replica;
+        self.needed_by_disks(replays.then_some(self.work.applied))
+    }
+
+    fn needed_by_disks(&self, applied: Option<Lsn>) -> Lsn {
         let mut limit = self.log.durable().lsn;
         if self.state.role != Role::Replica {
-            limit = limit.min(self.acknowledged_by_all());
             limit = limit.min(applied.unwrap_or_else(|| self.hydrating_from()));
         }
         if self.index.is_some() {
@@ -704,7 +833,7 @@ impl Node {
     /// Retires the oldest points if the window is over its limits, and folds them into the base images.
     fn poll_fold(&mut self, now: Now) -> Option<Job> {
         let file = self.file.clone()?;
-        let upto = self.fold_limit(now)?;
+        let (upto, horizon) = self.fold_limit(now)?;
         let mut volumes = Vec::new();
         for volume in self.volumes.values() {
             let base = volume.base.clone()?;
@@ -721,18 +850,21 @@ impl Node {
             volumes.push(FoldVolume { base, pieces });
         }
         // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
-        self.state.horizon = self.state.horizon.max(upto);
-        Some(Job::Fold(Fold { file, upto, volumes }))
+        self.state.horizon = self.state.horizon.max(horizon);
+        Some(Job::Fold(Fold { file, upto, horizon, volumes }))
     }
 
     /// Up to where to fold, if it is time to: whole segments, a few at once, nothing that is in use.
-    fn fold_limit(&self, now: Now) -> Option<Lsn> {
+    fn fold_limit(&self, now: Now) -> Option<(Lsn, Lsn)> {
         self.index.as_ref()?;
-        // A fold that was begun is ended first, whatever the limits say now: its points are retired.
-        if self.state.horizon > self.state.base {
-            return Some(self.state.horizon);
-        }
         let segments = self.log.segments();
+        // A fold that was begun is ended first, whatever the limits say now: its points are retired. A long span is
+        // folded bit by bit.
+        if self.state.horizon > self.state.base {
+            let mut ahead = segments.iter().filter(|segment| segment.last > self.state.base);
+            let step = ahead.nth(FOLD_SEGMENTS).map_or(self.state.horizon, |segment| segment.last);
+            return Some((step.min(self.state.horizon), self.state.horizon));
+        }
         let retention = &self.config.retention;
         let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
         let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
@@ -751,13 +883,26 @@ impl Node {
             {
                 break;
             }
+            let Some(horizon) = self.retired_by(segment.last).filter(|&horizon| horizon <= keep) else { break };
             bytes -= segment.end;
             used -= segment.header.len;
             if segment.last > self.state.base {
-                upto = Some(segment.last);
+                upto = Some((segment.last, horizon));
             }
         }
         upto
+    }
+
+    /// The oldest point that is left if the base images are folded up to `lsn`; `None` if that may not be: within a
+    /// span that has not ended there would be none.
+    fn retired_by(&self, lsn: Lsn) -> Option<Lsn> {
+        let (before, after) = self.whole_around(lsn);
+        let none_before = before.is_none_or(|before| before < self.state.horizon);
+        match after {
+            Some(after) => (after <= self.log.durable().lsn).then_some(after),
+            // There is no point to lose: a first copy.
+            None => none_before.then_some(lsn),
+        }
     }
 
     /// One step of filling the disks of a promoted node, or of bringing them up to date.

@@ -60,7 +60,8 @@ impl Projection {
             let cut = state.history.last().filter(|reign| reign.epoch > self.epoch);
             let cut = cut.map(|reign| (reign.epoch, reign.branch.lsn));
             let next = self.projector.next();
-            let from = cut.map_or(next, |(_, branch)| next.min(branch.next())).max(node.log().first());
+            let from = cut.map_or(next, |(_, branch)| next.min(branch.next()));
+            let from = node.log().ceil(from);
             let durable = node.durable().lsn;
             let source = match node.log().notes().between(from, durable) {
                 Some(notes) => News::Noted(notes, durable),

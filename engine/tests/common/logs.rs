@@ -70,6 +70,7 @@ pub fn open_with(
         history: &history,
         own: &|_| facts.writer == Writer::Own,
         branches: &[],
+        gaps: &[],
         start: facts.start,
         durable: facts.durable,
         headers_through: Lsn::ZERO,

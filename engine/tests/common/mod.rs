@@ -176,7 +176,7 @@ impl Driven {
             // What cannot be done is tried again and again; time goes on here, so there must be an end to it.
             for _ in 0..200 {
                 let mut ran = false;
-                for lane in [Lane::Make, Lane::Apply, Lane::Bulk] {
+                for lane in [Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk] {
                     let Some(job) = self.node.poll_job(self.now, lane) else { continue };
                     let done = job.run();
                     let now = self.now();
@@ -214,11 +214,24 @@ pub fn replicate(primary: &mut Driven, replica: &mut Driven) {
     let hello = primary.node.hello().expect("a primary has something to say");
     let now = replica.now();
     let welcome = replica.node.accept(now, &hello).expect("the replica follows");
+    let needs = replica.node.needs();
     let now = primary.now();
-    let mut next = primary.node.attach(now, "west", &welcome).expect("the replica holds a prefix");
+    let jump =
+        primary.node.attach(now, "west", &welcome, Some(&needs)).expect("the replica can be caught up");
+    let mut next = welcome.durable.lsn.next();
+    if let Some(jump) = jump {
+        let now = replica.now();
+        replica.node.jump(now, &jump).expect("the replica leaves out what was not kept");
+        next = jump.to.lsn.next();
+    }
+    ship(primary, replica, next);
+}
+
+/// Ships everything durable from `next` on, and the acknowledgement back.
+pub fn ship(primary: &mut Driven, replica: &mut Driven, mut next: Lsn) -> Lsn {
     loop {
         let batch = match primary.node.records_from(next, 32 << 10) {
-            Stretch::UpToDate => break,
+            Stretch::UpToDate => return next,
             Stretch::Ready(batch) => batch,
             Stretch::OnDisk(read) => read.run().expect("the log can be read"),
             Stretch::Gone => panic!("what a replica needs is kept"),

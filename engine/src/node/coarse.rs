@@ -1,0 +1,124 @@
+//! A replica's side of sync spans: which LSNs are no points, and the jump over records that never come.
+//!
+//! A jump is on record before the log goes on behind it, and with it the stretch of LSNs that are no points. Such a
+//! stretch ends with the record that ends the span; what lay before it stays selectable all the while, and is not
+//! retired before there is a newer point.
+
+use super::Node;
+use crate::event::{Kind, Spanned, decode_body};
+use crate::log::format::Header;
+use crate::peer::{Jump, Needs, Rebuff};
+use crate::state::{Coarse, Gap, Role};
+use crate::types::{Lsn, NodeId, Now};
+
+/// The most stretches on record; beyond that the oldest ones are joined.
+const MAX_COARSE: usize = 64;
+/// The most gaps of a retained log.
+const MAX_GAPS: usize = 256;
+
+/// Takes note of a record that begins or ends a span for `node`.
+pub(super) fn follow(coarse: &mut Vec<Coarse>, node: NodeId, header: &Header, payload: &[u8]) {
+    let is_span = matches!(header.kind, Kind::SpanBegin | Kind::SpanEnd);
+    if !is_span || decode_body::<Spanned>(payload).is_none_or(|spanned| spanned.replica != node) {
+        return;
+    }
+    let known = coarse.iter().any(|known| known.covers(header.lsn));
+    let open = coarse.last_mut().filter(|last| last.to.is_none());
+    match (header.kind, open) {
+        (Kind::SpanBegin, None) if !known => {
+            coarse.push(Coarse { from: header.lsn, begun: header.lsn, to: None });
+        }
+        (Kind::SpanEnd, Some(open)) if header.lsn > open.begun => open.to = Some(header.lsn),
+        _ => {}
+    }
+    if coarse.len() > MAX_COARSE {
+        let first = coarse.remove(0);
+        coarse[0].from = first.from;
+    }
+}
+
+impl Node {
+    /// Whether a span is under way here.
+    #[must_use]
+    pub fn is_coarse(&self) -> bool {
+        self.coarse.last().is_some_and(|last| last.to.is_none())
+    }
+
+    /// The stretches of LSNs that are no points.
+    #[must_use]
+    pub fn coarse(&self) -> &[Coarse] {
+        &self.coarse
+    }
+
+    /// What this replica tells its primary that it lacks.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        Needs { coarse: self.is_coarse(), lacks: Vec::new() }
+    }
+
+    /// The newest point at or before `lsn`, and the oldest behind it, as far as spans go.
+    pub(crate) fn whole_around(&self, lsn: Lsn) -> (Option<Lsn>, Option<Lsn>) {
+        let (mut before, mut after) = (Some(lsn), Some(lsn));
+        for stretch in self.coarse.iter().rev() {
+            if before.is_some_and(|lsn| stretch.covers(lsn)) {
+                before = stretch.from.0.checked_sub(1).map(Lsn);
+            }
+        }
+        for stretch in &self.coarse {
+            if after.is_some_and(|lsn| stretch.covers(lsn)) {
+                after = stretch.to;
+            }
+        }
+        (before.map(|lsn| self.log.floor(lsn)), after)
+    }
+
+    /// The primary will not send what lies between this log's end and `jump.to`; a span follows.
+    ///
+    /// # Errors
+    /// [`Rebuff`]: the answer to send; the session ends with it.
+    pub fn jump(&mut self, now: Now, jump: &Jump) -> Result<(), Rebuff> {
+        let stale = self.stream.is_none_or(|epoch| epoch < self.state.epoch_seen());
+        if self.failed.is_some() {
+            return Err(Rebuff::Failed);
+        }
+        if self.state.role != Role::Replica || stale {
+            return Err(Rebuff::Superseded { history: self.state.history.clone() });
+        }
+        self.sync_now(now).map_err(|_| Rebuff::Failed)?;
+        let at = self.log.durable().position();
+        let fits = jump.from == at && jump.to.lsn > at.lsn && jump.to.epoch == self.epoch_of(jump.to.lsn);
+        if !fits || self.state.gaps.len() >= MAX_GAPS {
+            return Err(Rebuff::Diverged { at });
+        }
+        let gap = Gap { after: at, to: jump.to };
+        let mut coarse = self.coarse.clone();
+        match coarse.last_mut().filter(|last| last.to.is_none()) {
+            Some(open) => open.begun = jump.to.lsn,
+            None => coarse.push(Coarse { from: at.lsn.next(), begun: jump.to.lsn, to: None }),
+        }
+        let recorded = self.update_state(now, |state| {
+            state.gaps.push(gap);
+            state.coarse = coarse.clone();
+            state.durable = state.durable.max(at.lsn);
+        });
+        recorded.map_err(|_| Rebuff::Failed)?;
+        self.coarse = coarse;
+        self.log.jump(jump.to);
+        tracing::warn!(
+            group = %self.config.name, after = %at.lsn, to = %jump.to.lsn,
+            "records that the primary has not kept are left out; a sync span makes up for them"
+        );
+        Ok(())
+    }
+
+    /// What a cut of the log at `lsn` leaves of gaps and stretches.
+    pub(crate) fn cut_spans(lsn: Lsn, gaps: &mut Vec<Gap>, coarse: &mut Vec<Coarse>) {
+        gaps.retain(|gap| gap.to.lsn <= lsn);
+        coarse.retain(|stretch| stretch.from <= lsn);
+        for stretch in coarse.iter_mut() {
+            if stretch.to.is_some_and(|to| to > lsn) {
+                stretch.to = None;
+            }
+        }
+    }
+}

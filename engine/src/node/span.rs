@@ -1,0 +1,601 @@
+//! A primary's side of sync spans: what its replicas lack, and how they get it.
+//!
+//! A replica is either *in the log* (everything it lacks stands in records that are kept for it) or *lost*: the log
+//! had no room for its absence. Then the records that it lacks are looked through once, every change from there on is
+//! noted, and the log is not kept for it any more. When it comes back, or comes for the first time, its log jumps to
+//! the present and a span begins: what it lacks is copied into the log as records like any other, while guests go on
+//! writing. Since live writes are in the log too, a copy is only put there if nothing was written to its place since
+//! it was read; when all of it has been acknowledged, the span ends with a record that says so.
+//!
+//! - What is copied leaves the set when the replica has acknowledged the copy, not before.
+//! - The log is not given up before what it holds for the replica is noted, durably ([`crate::lacks`]).
+//! - A replica counts as a second copy for [`AckPolicy::Replica`](super::config::AckPolicy::Replica) only while it
+//!   lacks nothing.
+//! - Copies are paced by the replica's acknowledgements, by the room in the log, and by the guests: they use at most
+//!   half of the time while there are any.
+
+use super::config::OnFull;
+use super::work::Job;
+use super::{Node, open};
+use crate::event::{FLAG_AGAIN, FLAG_COPY, Kind, Spanned, VolumeDefined, encode_body};
+use crate::extents::{BLOCK_BYTES, Extents};
+use crate::guest::Piece;
+use crate::lacks::Lacks;
+use crate::log::format::{HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use crate::log::ship::Headers;
+use crate::log::{self, Draft};
+use crate::overlay::{Content, Overlay, gaps};
+use crate::peer::{Jump, Needs, Welcome};
+use crate::read::{Plan, Wait};
+use crate::state::{Lost, Role};
+use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
+use std::collections::VecDeque;
+
+/// Bytes of a copy: what is read at once.
+const COPY_BYTES: u64 = 256 << 10;
+/// Bytes that are searched for holes at once.
+const LOOK_BYTES: u64 = 64 << 20;
+/// Bytes of copies that are not acknowledged yet.
+const WINDOW_BYTES: u64 = 8 << 20;
+/// Segments that a survey looks through at once.
+const SURVEY_SEGMENTS: usize = 8;
+/// Segments of room at which the log is given up for those who keep it full.
+const GIVE_UP_SEGMENTS: u64 = 2;
+/// Segments of room that copies leave to guests.
+const COPY_RESERVE_SEGMENTS: u64 = 3;
+/// Guests that asked for something within this time are there.
+const GUEST_MS: u64 = 20;
+/// After a copy that did not work.
+const RETRY_MS: u64 = 500;
+
+/// What a replica lacks beside the records that the log holds for it.
+#[derive(Debug, Default)]
+pub(crate) struct Lack {
+    pub(crate) extents: Extents,
+    /// Some of it was never in the log that is held for it: a span has to make up for it in any case.
+    owed: bool,
+    /// The log is not kept for it: what changes is noted.
+    pub(crate) tracked: bool,
+    /// The records that are yet to be looked through before the log may be given up: behind the first, up to the
+    /// second.
+    survey: Option<(Lsn, Lsn)>,
+    /// A span is under way: what changes is in the log that it gets.
+    pub(crate) joined: bool,
+    /// Its disks are empty, so that holes need no copy.
+    fresh: bool,
+    /// A replica that stands below this lacks more than is known.
+    since: Lsn,
+    /// How the span under way began, if with a jump: it may have to be told again.
+    jump: Option<Jump>,
+    /// The record that ends the span.
+    ended: Option<Lsn>,
+    cursor: (VolumeId, u64),
+    /// Copies in the log that are not acknowledged yet.
+    pending: VecDeque<(Lsn, VolumeId, Extent)>,
+    pending_bytes: u64,
+    copying: Option<Copying>,
+}
+
+/// A copy that is being read.
+#[derive(Debug)]
+struct Copying {
+    volume: VolumeId,
+    extent: Extent,
+    begun: Mono,
+    /// What guests wrote there meanwhile.
+    touched: Overlay,
+}
+
+/// See [`Job::Survey`].
+pub struct Survey {
+    replica: String,
+    headers: Headers,
+}
+
+/// What a survey found.
+pub struct Surveyed {
+    replica: String,
+    changed: Extents,
+    upto: Lsn,
+}
+
+impl Survey {
+    pub(super) fn run(self) -> Result<Surveyed, String> {
+        let mut changed = Extents::default();
+        let covered = self.headers.run(|header| {
+            if header.kind.changes_bytes() {
+                changed.insert(header.volume, header.extent);
+            }
+        });
+        let upto = covered.map_err(|error| format!("looking through the log: {error}"))?;
+        Ok(Surveyed { replica: self.replica, changed, upto })
+    }
+}
+
+/// See [`Job::Copy`].
+pub struct Copy {
+    replica: String,
+    volume: VolumeId,
+    extent: Extent,
+    plan: Plan,
+    /// The most bytes of one record.
+    most: u64,
+    /// Whether holes are copied, too.
+    holes: bool,
+}
+
+/// What a copy read.
+pub struct Copied {
+    replica: String,
+    volume: VolumeId,
+    /// How far it came, from the extent's start.
+    extent: Extent,
+    result: std::io::Result<Vec<(Extent, Content)>>,
+}
+
+impl Copy {
+    pub(super) fn run(self) -> Copied {
+        let Copy { replica, volume, extent, plan, most, holes } = self;
+        let (extent, result) = match read_copy(&plan, extent, most, holes) {
+            Ok((extent, contents)) => (extent, Ok(contents)),
+            Err(error) => (extent, Err(error)),
+        };
+        Copied { replica, volume, extent, result }
+    }
+}
+
+fn read_copy(
+    plan: &Plan,
+    extent: Extent,
+    most: u64,
+    holes: bool,
+) -> std::io::Result<(Extent, Vec<(Extent, Content)>)> {
+    let first = plan.status()?.first().copied();
+    if let Some(stretch) = first.filter(|stretch| stretch.hole) {
+        let hole = Extent::new(extent.offset, stretch.len);
+        let zero = holes.then_some((hole, Content::Zero { no_hole: false }));
+        return Ok((hole, zero.into_iter().collect()));
+    }
+    let len = first.map_or(extent.len, |stretch| stretch.len).min(most);
+    let extent = Extent::new(extent.offset, len);
+    let mut contents = Vec::new();
+    let mut at = extent.offset;
+    for piece in plan.within(extent).read(Wait::Yes)? {
+        let part = Extent::new(at, piece.len());
+        at = part.end();
+        match piece {
+            Piece::Bytes(bytes) => contents.push((part, Content::Bytes(bytes))),
+            Piece::Hole(_) if holes => contents.push((part, Content::Zero { no_hole: false })),
+            Piece::Hole(_) => {}
+        }
+    }
+    Ok((extent, contents))
+}
+
+impl Lack {
+    /// As it is read back from the disk.
+    pub(crate) fn recorded(extents: Extents, lost: &Lost) -> Lack {
+        Lack { extents, owed: lost.owed, tracked: true, since: lost.since, ..Lack::default() }
+    }
+
+    /// Whether changes have to be noted.
+    fn notes(&self) -> bool {
+        !self.joined && (self.tracked || self.survey.is_some())
+    }
+
+    /// Whether the log is kept for the replica.
+    pub(crate) fn holds_log(&self) -> bool {
+        if planted!(FreeBeforeNoted) && self.survey.is_some() {
+            return false;
+        }
+        self.joined || !self.tracked
+    }
+
+    /// Whether it has to be on record.
+    fn counts(&self) -> bool {
+        self.owed || self.tracked
+    }
+
+    fn is_ready(&self) -> bool {
+        self.joined && self.copying.is_none() && self.pending_bytes < WINDOW_BYTES && self.ended.is_none()
+    }
+}
+
+impl Node {
+    /// Takes note of a guest's change for those who will lack it.
+    pub(crate) fn note_change(&mut self, volume: VolumeId, extent: Extent) {
+        for lack in self.followers.values_mut().filter_map(|follower| follower.lack.as_mut()) {
+            if lack.notes() && !planted!(ForgetTracked) {
+                lack.extents.insert(volume, extent);
+                self.work.lacks_changed = true;
+            }
+            if let Some(copying) = lack.copying.as_mut().filter(|copying| copying.volume == volume)
+                && let Some(part) = copying.extent.intersect(extent)
+            {
+                copying.touched.insert(part, Content::Zero { no_hole: false });
+            }
+        }
+    }
+
+    /// All bytes of all volumes.
+    fn everything(&self) -> Extents {
+        let mut extents = Extents::default();
+        for volume in self.volumes.values() {
+            extents.insert(volume.spec.id, Extent::new(0, volume.spec.size));
+        }
+        extents
+    }
+
+    /// Gives up the log for the replicas that keep it full, step by step.
+    pub(crate) fn poll_survey(&mut self) -> Option<Job> {
+        if self.config.on_full != OnFull::Track || self.state.role != Role::Primary {
+            return None;
+        }
+        let limits = self.config.limits.log;
+        let room = limits.log_bytes.saturating_sub(self.log.used_bytes());
+        let is_full = room <= GIVE_UP_SEGMENTS * limits.segment_bytes;
+        if is_full {
+            let tip = self.log.tip().lsn;
+            // Whatever else keeps the log would keep it all the same.
+            let otherwise = self.log.start_for(self.needed_here().next()).lsn;
+            for (name, follower) in &mut self.followers {
+                let keeps = follower.held < otherwise;
+                let lack = follower.lack.as_ref();
+                let looks = lack.is_none_or(|lack| lack.holds_log() && lack.survey.is_none());
+                if !keeps || !looks {
+                    continue;
+                }
+                tracing::warn!(
+                    group = %self.config.name, replica = %name, from = %follower.held,
+                    "the log is full; what changes is tracked until this replica is back"
+                );
+                let lack = follower.lack.get_or_insert_default();
+                lack.owed |= lack.joined;
+                lack.fresh = false;
+                // It may not have heard of the jump, and stand where it stood before.
+                let jumped = lack.jump.take().is_none_or(|jump| follower.acknowledged >= jump.to.lsn);
+                if jumped {
+                    lack.since = follower.held.max(self.log.start().lsn);
+                }
+                (lack.joined, lack.tracked, lack.ended, lack.copying) = (false, false, None, None);
+                lack.pending.clear();
+                lack.pending_bytes = 0;
+                lack.survey = Some((follower.held, tip));
+                // Its session ends when it wants a record that is gone.
+            }
+        }
+        let surveyed = self.followers.iter().find_map(|(name, follower)| {
+            let (after, upto) = follower.lack.as_ref()?.survey?;
+            Some((name.clone(), after, upto))
+        });
+        let (replica, after, upto) = surveyed?;
+        let headers = self.log.headers(after, upto, SURVEY_SEGMENTS);
+        Some(Job::Survey(Survey { replica, headers }))
+    }
+
+    pub(crate) fn finish_survey(&mut self, surveyed: &Surveyed) {
+        let Surveyed { replica, changed, upto } = surveyed;
+        let follower = self.followers.get_mut(replica);
+        let Some(lack) = follower.and_then(|follower| follower.lack.as_mut()) else { return };
+        let Some((_, last)) = lack.survey else { return };
+        lack.extents.add(changed);
+        lack.survey = (*upto < last).then_some((*upto, last));
+        lack.tracked = lack.survey.is_none();
+        self.work.lacks_changed = true;
+        if lack.tracked {
+            self.work.hurry();
+        }
+    }
+
+    /// What has to be on record of the replicas that lack something.
+    pub(crate) fn lacks_on_record(&self) -> (Vec<Lacks>, Vec<Lost>) {
+        let counting = self.followers.iter().filter_map(|(name, follower)| {
+            let lack = follower.lack.as_ref().filter(|lack| lack.counts())?;
+            let through = if lack.holds_log() { follower.held } else { self.log.durable().lsn };
+            let through = through.min(self.log.durable().lsn);
+            let lost = Lost { replica: name.clone(), owed: lack.owed, through, since: lack.since };
+            Some((Lacks { replica: name.clone(), extents: lack.extents.clone() }, lost))
+        });
+        counting.unzip()
+    }
+
+    /// What a replica that stands at `welcome.durable`, which the log may not hold any more, is to be told; begins
+    /// its span if it needs one.
+    pub(crate) fn join(
+        &mut self,
+        now: Now,
+        replica: &str,
+        welcome: &Welcome,
+        needs: &Needs,
+        is_held: bool,
+    ) -> Result<Option<Jump>, JoinError> {
+        let everything = self.everything();
+        let theirs = welcome.durable;
+        let is_ours = self.epoch_of(theirs.lsn) == theirs.epoch;
+        let follower = self.followers.get_mut(replica).expect("it was looked up before");
+        let is_new = theirs.lsn == Lsn::ZERO;
+        if !needs.lacks.is_empty() {
+            let lack = follower.lack.get_or_insert_default();
+            needs.lacks.iter().for_each(|part| lack.extents.insert(part.volume, part.extent));
+            lack.owed = true;
+            self.work.lacks_changed = true;
+        }
+        let lack = follower.lack.as_ref();
+        if let Some(lack) = lack.filter(|lack| lack.joined)
+            && lack.jump.is_some_and(|jump| !is_held && jump.from == theirs)
+        {
+            // It never heard of the jump.
+            return Ok(lack.jump);
+        }
+        let knows = lack.is_some_and(|lack| lack.counts());
+        // Everything that it lacks is known: noted, or in the log.
+        let covered = match is_held {
+            true => !needs.coarse || knows,
+            false => {
+                is_ours && !is_new && lack.is_some_and(|lack| lack.tracked && theirs.lsn >= lack.since)
+            }
+        };
+        if !covered {
+            // In a span that this node knows nothing of, so that its newest points are of no use to anybody.
+            let is_adrift = is_held && needs.coarse;
+            if !is_new && !is_adrift && !follower.full_copy {
+                return Err(JoinError::NeedsCopy);
+            }
+            let lack = follower.lack.get_or_insert_default();
+            lack.extents = everything;
+            (lack.owed, lack.tracked, lack.joined, lack.fresh) = (true, true, false, is_new);
+            (lack.ended, lack.survey, lack.copying) = (None, None, None);
+            lack.since = theirs.lsn;
+            lack.pending.clear();
+            lack.pending_bytes = 0;
+            self.work.lacks_changed = true;
+        }
+        let Some(lack) = follower.lack.as_mut() else { return Ok(None) };
+        if is_held && lack.joined {
+            // It goes on where it was.
+            return Ok(None);
+        }
+        if is_held && !lack.owed && !needs.coarse {
+            follower.lack = None;
+            self.work.lacks_changed = true;
+            return Ok(None);
+        }
+        self.begin_span(now, replica, welcome, is_held)
+    }
+
+    fn begin_span(
+        &mut self,
+        now: Now,
+        replica: &str,
+        welcome: &Welcome,
+        is_held: bool,
+    ) -> Result<Option<Jump>, JoinError> {
+        let to = self.log.durable();
+        let epoch = self.state.epoch();
+        let volumes: Vec<_> = match is_held {
+            true => Vec::new(),
+            false => self.volume_specs().cloned().collect(),
+        };
+        self.begin(now).map_err(JoinError::Log)?;
+        let body = encode_body(&Spanned { replica: welcome.node });
+        self.append_control(now, epoch, Kind::SpanBegin, VolumeId(0), &body).map_err(JoinError::Log)?;
+        for spec in volumes {
+            let body = encode_body(&VolumeDefined { name: spec.name, size: spec.size });
+            self.append_flagged(now, epoch, Kind::Volume, FLAG_AGAIN, spec.id, &body).map_err(JoinError::Log)?;
+        }
+        let follower = self.followers.get_mut(replica).expect("it was looked up before");
+        let lack = follower.lack.as_mut().expect("a span is for what is lacked");
+        (lack.joined, lack.owed, lack.tracked, lack.survey, lack.ended) = (true, true, false, None, None);
+        lack.cursor = (VolumeId(0), 0);
+        lack.pending.clear();
+        lack.pending_bytes = 0;
+        follower.full_copy = false;
+        self.work.lacks_changed = true;
+        tracing::info!(
+            group = %self.config.name, replica, bytes = lack.extents.bytes(),
+            "a sync span begins"
+        );
+        let jump = (!is_held).then_some(Jump { from: welcome.durable, to });
+        self.lack_of(replica).jump = jump;
+        let follower = self.followers.get_mut(replica).expect("it was looked up before");
+        if let Some(jump) = jump {
+            follower.held = jump.to.lsn;
+        }
+        Ok(jump)
+    }
+
+    /// A replica for which the log was given up has not even noticed: all that it has not acknowledged is still there.
+    fn reclaim(&mut self, replica: &str) {
+        // A checkpoint that is out may be about to free the log that it needs.
+        let undecided = self.work.is_bulk_out();
+        let first = self.log.first();
+        let Some(follower) = self.followers.get_mut(replica) else { return };
+        let Some(lack) = follower.lack.as_mut().filter(|lack| !lack.joined && follower.connected) else { return };
+        if undecided || follower.acknowledged.next() < first {
+            return;
+        }
+        if !lack.owed {
+            follower.lack = None;
+        } else {
+            (lack.joined, lack.tracked, lack.survey) = (true, false, None);
+            follower.held = follower.acknowledged;
+        }
+        self.work.lacks_changed = true;
+    }
+
+    /// Something was acknowledged by a replica in a span.
+    pub(crate) fn copies_acknowledged(&mut self, replica: &str) {
+        self.reclaim(replica);
+        let Some(follower) = self.followers.get_mut(replica) else { return };
+        let acknowledged = follower.acknowledged;
+        let Some(lack) = follower.lack.as_mut().filter(|lack| lack.joined) else { return };
+        while let Some((_, id, extent)) = lack.pending.pop_front_if(|(lsn, ..)| *lsn <= acknowledged) {
+            lack.pending_bytes -= extent.len.min(COPY_BYTES);
+            let size = self.volumes.get(&id).map_or(0, |volume| volume.spec.size);
+            lack.extents.remove(id, extent, size);
+            self.work.lacks_changed = true;
+        }
+        if lack.ended.is_some_and(|ended| ended <= acknowledged) {
+            follower.lack = None;
+            self.work.lacks_changed = true;
+            tracing::info!(group = %self.config.name, replica, "the sync span ended: this replica is whole");
+        }
+    }
+
+    /// Whether a copy could be read now.
+    pub(crate) fn copy_is_due(&self, now: Now) -> bool {
+        now.mono >= self.work.copy_at && self.followers.values().any(|follower| {
+            follower.connected && follower.lack.as_ref().is_some_and(Lack::is_ready)
+        })
+    }
+
+    /// The next copy to read, or the end of a span.
+    pub(crate) fn poll_copy(&mut self, now: Now) -> Option<Job> {
+        if self.state.role != Role::Primary || !self.copy_is_due(now) {
+            return None;
+        }
+        let limits = self.config.limits.log;
+        let room = limits.log_bytes.saturating_sub(self.log.used_bytes());
+        if room < COPY_RESERVE_SEGMENTS * limits.segment_bytes {
+            self.work.copy_at = now.mono.plus_ms(GUEST_MS);
+            return None;
+        }
+        let fits = limits.segment_bytes - (SEGMENT_HEADER_BYTES + HEADER_BYTES) as u64;
+        let most = COPY_BYTES.min(fits - fits % BLOCK_BYTES).max(BLOCK_BYTES);
+        let names: Vec<String> = self.followers.keys().cloned().collect();
+        for replica in names {
+            let follower = &self.followers[&replica];
+            let Some(lack) = follower.lack.as_ref().filter(|lack| follower.connected && lack.is_ready()) else {
+                continue;
+            };
+            let found = lack.extents.next(lack.cursor, LOOK_BYTES);
+            let idle = lack.pending.is_empty();
+            let size = found.and_then(|(id, _)| self.volumes.get(&id)).map_or(0, |volume| volume.spec.size);
+            let part = found.and_then(|(id, run)| Some((id, run.intersect(Extent::new(0, size))?)));
+            let holes = !lack.fresh;
+            let Some((volume, extent)) = part else {
+                match found {
+                    // Of a volume that is gone, or behind its end.
+                    Some((id, run)) => self.lack_of(&replica).extents.remove(id, run, run.end()),
+                    None if !lack.extents.is_empty() && idle => self.lack_of(&replica).cursor = (VolumeId(0), 0),
+                    None if idle => self.end_span(now, &replica),
+                    None => {}
+                }
+                continue;
+            };
+            let Some(plan) = self.plan_head(volume, extent) else { continue };
+            let touched = Overlay::default();
+            let lack = self.lack_of(&replica);
+            lack.copying = Some(Copying { volume, extent, begun: now.mono, touched });
+            return Some(Job::Copy(Copy { replica, volume, extent, plan, most, holes }));
+        }
+        None
+    }
+
+    fn lack_of(&mut self, replica: &str) -> &mut Lack {
+        let follower = self.followers.get_mut(replica).expect("a replica is not forgotten");
+        follower.lack.as_mut().expect("it was just there")
+    }
+
+    fn end_span(&mut self, now: Now, replica: &str) {
+        let Some(node) = self.followers[replica].node else { return };
+        let body = encode_body(&Spanned { replica: node });
+        let epoch = self.state.epoch();
+        match self.append_control(now, epoch, Kind::SpanEnd, VolumeId(0), &body) {
+            Ok(()) => {
+                let ended = self.log.tip().lsn;
+                self.lack_of(replica).ended = Some(ended);
+            }
+            Err(_) => self.work.copy_at = now.mono.plus_ms(RETRY_MS),
+        }
+    }
+
+    /// Puts into the log what was read, but for what guests wrote there meanwhile.
+    pub(crate) fn finish_copy(&mut self, now: Now, copied: Copied) {
+        let Copied { replica, volume, extent, result } = copied;
+        let follower = self.followers.get_mut(&replica);
+        let Some(lack) = follower.and_then(|follower| follower.lack.as_mut()) else { return };
+        let Some(copying) = lack.copying.take().filter(|_| lack.joined) else { return };
+        if self.state.role != Role::Primary || self.failed.is_some() {
+            return;
+        }
+        let busy = now.mono.ms_since(self.work.guest_at) < GUEST_MS;
+        let took = now.mono.0.saturating_sub(copying.begun.0);
+        self.work.copy_at = if busy { Mono(now.mono.0 + took) } else { now.mono };
+        let contents = match result {
+            Ok(contents) => contents,
+            Err(error) => {
+                tracing::warn!(group = %self.config.name, replica, %error, "a copy could not be read");
+                self.work.copy_at = now.mono.plus_ms(RETRY_MS);
+                return;
+            }
+        };
+        let mut left: Vec<(Extent, Content)> = Vec::new();
+        for (part, content) in contents {
+            let touched: Vec<_> = match planted!(CopyOverWrites) {
+                true => Vec::new(),
+                false => copying.touched.within(part).collect(),
+            };
+            let rest = gaps(part, &touched).into_iter();
+            left.extend(rest.map(|gap| (gap, content.slice(gap.offset - part.offset, gap.len))));
+        }
+        let drafts: Vec<Draft<'_>> = left
+            .iter()
+            .map(|(extent, content)| {
+                let (kind, payload) = match content {
+                    Content::Bytes(bytes) => (Kind::Write, &bytes[..]),
+                    Content::Zero { .. } => (Kind::Zero, &[][..]),
+                };
+                Draft { kind, flags: FLAG_COPY, volume, extent: *extent, payload }
+            })
+            .collect();
+        let (appended, error) = match drafts.is_empty() {
+            true => (Vec::new(), None),
+            false => self.log.append(now.wall, self.state.epoch(), &drafts),
+        };
+        if !appended.is_empty() {
+            self.appended(now);
+        }
+        for record in &appended {
+            self.work.unsynced_bytes += record.header.record_len() as u64;
+            if let Some(index) = &mut self.index {
+                open::index_record(index, &record.header, record.place);
+            }
+        }
+        if let Some(error) = error {
+            // What was appended does no harm, and is copied again.
+            self.log_refused(now, &error);
+            self.work.copy_at = now.mono.plus_ms(RETRY_MS);
+            return;
+        }
+        let lsn = self.log.tip().lsn;
+        let lack = self.lack_of(&replica);
+        lack.cursor = (volume, extent.end());
+        lack.pending_bytes += extent.len.min(COPY_BYTES);
+        lack.pending.push_back((lsn, volume, extent));
+        // It may be acknowledged already, if it needed no record.
+        self.copies_acknowledged(&replica);
+    }
+
+    /// Allows a whole copy to be made for a replica whose lacks are not known.
+    ///
+    /// # Errors
+    /// If there is no such replica.
+    pub fn allow_full_copy(&mut self, replica: &str) -> Result<(), super::primary::AttachError> {
+        match self.followers.get_mut(replica) {
+            Some(follower) => {
+                follower.full_copy = true;
+                Ok(())
+            }
+            None => Err(super::primary::AttachError::Unknown(replica.to_owned())),
+        }
+    }
+}
+
+/// Why a replica cannot be caught up.
+pub(crate) enum JoinError {
+    /// Only a copy of everything would do.
+    NeedsCopy,
+    /// The log takes no record.
+    Log(log::Error),
+}
