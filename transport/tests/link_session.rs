@@ -29,7 +29,7 @@ fn accept(durable: u64) -> Frame {
 /// A sender whose log is durable up to 99, in each state that is not closed.
 fn senders(config: &Config) -> [(&'static str, Sender); 3] {
     let opening = || {
-        let mut sender = Sender::new(config.clone(), at(0), hello(99));
+        let mut sender = Sender::new(config.clone(), at(0), hello(99), TakesBack::No);
         assert!(matches!(sender.poll_transmit(), Some(Frame::Hello(_))));
         sender
     };
@@ -41,7 +41,7 @@ fn senders(config: &Config) -> [(&'static str, Sender); 3] {
         sender
     };
     let mut streaming = attaching();
-    streaming.handle_attached();
+    streaming.handle_attached(None);
     [("opening", opening()), ("attaching", attaching()), ("streaming", streaming)]
 }
 
@@ -60,7 +60,7 @@ fn receivers(config: &Config) -> [(&'static str, Receiver); 3] {
         receiver
     };
     let mut streaming = deciding();
-    streaming.handle_verdict(at(2), Ok(welcome(77)));
+    streaming.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
     assert!(matches!(streaming.poll_transmit(), Some(Frame::Welcome(_))));
     [("listening", listening()), ("deciding", deciding()), ("streaming", streaming)]
 }
@@ -167,10 +167,10 @@ fn closed_sessions_ignore_everything() {
         sender.handle_frame(at(4), frame.clone());
         receiver.handle_frame(at(4), frame);
     }
-    sender.handle_attached();
+    sender.handle_attached(None);
     sender.handle_records(batch(78, 1, 1));
     sender.handle_timeout(at(100_000));
-    receiver.handle_verdict(at(5), Ok(welcome(77)));
+    receiver.handle_verdict(at(5), Ok((Needs::default(), welcome(77))));
     receiver.handle_rebuff(Rebuff::Failed);
     receiver.handle_durable(at(5), position(2, 78));
     receiver.handle_timeout(at(100_000));
@@ -182,7 +182,7 @@ fn closed_sessions_ignore_everything() {
 /// features that both have (R18).
 #[test]
 fn opening() {
-    let mut sender = Sender::new(Config::default(), at(0), hello(99));
+    let mut sender = Sender::new(Config::default(), at(0), hello(99), TakesBack::No);
     let mut receiver = Receiver::new(Config::default(), at(0));
     assert_eq!(receiver.accepts(), Accept::Control);
     let Some(frame) = sender.poll_transmit() else { panic!("the hello is ready at once") };
@@ -191,12 +191,12 @@ fn opening() {
     assert!(!receiver.wants_input(), "nothing is read while the engine decides");
     assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99))));
     assert_eq!(receiver.poll_transmit(), None);
-    receiver.handle_verdict(at(2), Ok(welcome(77)));
+    receiver.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
     assert_eq!((receiver.accepts(), receiver.wants_input()), (Accept::Batches, true));
     sender.handle_frame(at(3), receiver.poll_transmit().expect("the welcome"));
     assert_eq!(sender.poll_event(), Some(sender::Event::Welcomed(welcome(77))));
     assert_eq!(sender.poll_want(), None, "nothing is shipped before the engine has verified the welcome");
-    sender.handle_attached();
+    sender.handle_attached(None);
     assert_eq!(sender.poll_want(), Some(Want { from: Lsn(78), max_bytes: 1 << 20 }));
 }
 
@@ -206,11 +206,11 @@ fn opening() {
 fn features_are_the_intersection() {
     let mut receiver = Receiver::new(Config::default(), at(0));
     receiver.handle_frame(at(1), Frame::Hello(Offer { minor: 7, features: u64::MAX, hello: hello(99) }));
-    receiver.handle_verdict(at(2), Ok(welcome(77)));
+    receiver.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
     let Some(Frame::Welcome(acceptance)) = receiver.poll_transmit() else { panic!("a welcome") };
     assert_eq!(acceptance.features, FEATURES);
 
-    let mut sender = Sender::new(Config::default(), at(0), hello(99));
+    let mut sender = Sender::new(Config::default(), at(0), hello(99), TakesBack::No);
     let accepted = !FEATURES;
     sender.handle_frame(
         at(1),
@@ -664,7 +664,7 @@ impl World {
             let mut greeting = hello(0);
             greeting.durable = World::position(self.durable);
             self.line = Some(Line {
-                sender: Sender::new(self.config.clone(), now, greeting),
+                sender: Sender::new(self.config.clone(), now, greeting, TakesBack::No),
                 receiver: Receiver::new(self.config.clone(), now),
                 there: VecDeque::new(),
                 back: VecDeque::new(),
@@ -738,7 +738,7 @@ impl World {
             match event {
                 sender::Event::Welcomed(welcome) => {
                     assert!(welcome.durable.lsn.0 >= self.acked, "the replica went back");
-                    line.sender.handle_attached();
+                    line.sender.handle_attached(None);
                     self.acked = welcome.durable.lsn.0;
                 }
                 sender::Event::Acked(position) => {
