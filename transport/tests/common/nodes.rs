@@ -425,7 +425,8 @@ impl Copy {
     fn jump(&self, jump: Jump) -> Result<(), Rebuff> {
         let mut log = self.log();
         if position(log.received, log.checksum) != jump.from {
-            log.broken.get_or_insert(format!("{jump:?} at LSN {}", log.received));
+            let stands = log.received;
+            log.broken.get_or_insert(format!("{jump:?} at LSN {stands}"));
             return Err(Rebuff::Failed);
         }
         log.jumps.push(jump);
