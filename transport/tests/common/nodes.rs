@@ -155,7 +155,8 @@ impl Origin {
         position(log.records.len() as u64, log.checksums.last().copied().unwrap_or_default())
     }
 
-    fn at(&self, lsn: Lsn) -> Option<Position> {
+    /// The position of that record.
+    pub fn at(&self, lsn: Lsn) -> Option<Position> {
         let log = self.log.lock().expect("no panic inside");
         match lsn.0 {
             0 => Some(Position::default()),
@@ -309,6 +310,8 @@ struct CopyLog {
     /// What the last hello said.
     takes_back: Option<TakesBack>,
     jumps: Vec<Jump>,
+    /// So many jumps are refused.
+    spoilt_jumps: u64,
     heartbeats: u64,
     broken: Option<String>,
     states: Vec<LinkState>,
@@ -329,7 +332,21 @@ impl Copy {
         self.inner.lock().expect("no panic inside")
     }
 
-    /// From now on appends wait, or no longer.
+    /// As above, once appends need not wait.
+    fn unblocked(&self) -> std::sync::MutexGuard<'_, CopyLog> {
+        let mut log = self.log();
+        while log.blocked {
+            log.waiting = true;
+            let (held, waited) = self.resumed.wait_timeout(log, 2 * PATIENCE).expect("no panic inside");
+            // A test that failed must be able to end.
+            assert!(!waited.timed_out(), "an append was blocked and never released");
+            log = held;
+        }
+        log.waiting = false;
+        log
+    }
+
+    /// From now on appends and jumps wait, or no longer.
     pub fn block(&self, blocked: bool) {
         self.log().blocked = blocked;
         self.resumed.notify_all();
@@ -370,6 +387,11 @@ impl Copy {
     /// What the last primary said of old primaries.
     pub fn takes_back(&self) -> Option<TakesBack> {
         self.log().takes_back
+    }
+
+    /// The next jumps are refused.
+    pub fn spoil_jumps(&self, count: u64) {
+        self.log().spoilt_jumps = count;
     }
 
     pub fn jumps(&self) -> Vec<Jump> {
@@ -423,7 +445,11 @@ impl Copy {
     }
 
     fn jump(&self, jump: Jump) -> Result<(), Rebuff> {
-        let mut log = self.log();
+        let mut log = self.unblocked();
+        if log.spoilt_jumps > 0 {
+            log.spoilt_jumps -= 1;
+            return Err(Rebuff::NoSpace);
+        }
         if position(log.received, log.checksum) != jump.from {
             let stands = log.received;
             log.broken.get_or_insert(format!("{jump:?} at LSN {stands}"));
@@ -441,15 +467,7 @@ impl Copy {
     }
 
     fn append(&self, batch: Batch) -> Result<(), Rebuff> {
-        let mut log = self.log();
-        while log.blocked {
-            log.waiting = true;
-            let (held, waited) = self.resumed.wait_timeout(log, 2 * PATIENCE).expect("no panic inside");
-            // A test that failed must be able to end.
-            assert!(!waited.timed_out(), "an append was blocked and never released");
-            log = held;
-        }
-        log.waiting = false;
+        let mut log = self.unblocked();
         let bytes = batch.bytes.concat();
         let mut rest = &bytes[..];
         for lsn in batch.first.0..=batch.last.0 {
