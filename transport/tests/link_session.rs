@@ -683,7 +683,7 @@ impl World {
             lines_lost: 0,
             paused: 0,
             refused: 0,
-            knows_spans: seed % 4 != 0,
+            knows_spans: !seed.is_multiple_of(4),
             jumps: 0,
             asked: 0,
         }

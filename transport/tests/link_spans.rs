@@ -3,8 +3,8 @@
 mod common;
 
 use bytes::Bytes;
-use common::samples;
-use engine::peer::{Ask, Jump, MAX_LACKS, Needs, Rebuff};
+use common::{Rng, samples};
+use engine::peer::{Ask, Batch, Jump, MAX_LACKS, Needs, Rebuff};
 use engine::types::{Checksum, Epoch, Lsn, Mono, Now, Position, Timestamp};
 use samples::{batch, hello, jump, lack, lacks, position, welcome};
 use transport::link::decoder::{Accept, Decoder};
@@ -410,4 +410,98 @@ fn asks_are_heard_once_attached() {
     assert_eq!(sender.poll_event(), None);
     sender.handle_frame(at(3), carried(&Frame::Ask(Ask::Handover)));
     assert_eq!(sender.poll_event(), Some(sender::Event::Asked(Ask::Handover)));
+}
+
+/// A frame of any kind, with numbers close to those of the session.
+fn any_frame(rng: &mut Rng) -> Frame {
+    let [a, b] = [0; 2].map(|_| 75 + rng.below(12));
+    match rng.below(16) {
+        0 => Frame::Hello(Offer { minor: 0, features: rng.below(8), hello: hello(99) }),
+        1 => accept(rng.below(5)),
+        2 => Frame::Rebuff(Rebuff::Failed),
+        3..6 => Frame::Batch(batch(a, 1 + rng.below(3), 1)),
+        6..8 => Frame::Ack(position(1 + rng.below(3), a)),
+        8 => Frame::Heartbeat(samples::heartbeat(a)),
+        9..11 => {
+            let count = [0, 1, LACKS_PER_FRAME][rng.below(3) as usize];
+            Frame::Needs(Needs { coarse: rng.below(2) == 0, lacks: lacks(count) })
+        }
+        11..14 => Frame::Jump(jump(77 + rng.below(2), b)),
+        _ => Frame::Ask(Ask::Handover),
+    }
+}
+
+/// R19: whatever frames a peer sends in whatever order, neither end panics, a closed one stays closed and silent, and
+/// what comes out keeps the rules: one jump at most, in front of all records, which then are contiguous; acks and asks
+/// in their place only.
+#[test]
+fn any_frames_in_any_order() {
+    let (mut jumped, mut appended, mut acked, mut asked) = (0, 0, 0, 0);
+    for seed in 0..50_000 {
+        let mut rng = Rng(seed);
+        let spans = rng.below(4) > 0;
+        let mut receiver = streaming_receiver(if spans { SPANS } else { 0 });
+        let mut next = 78;
+        let mut first = true;
+        for _ in 0..12 {
+            receiver.handle_frame(at(3), any_frame(&mut rng));
+            match receiver.poll_event() {
+                Some(receiver::Event::Jump(jump)) => {
+                    assert!(
+                        spans && first && jump.from == position(2, 77) && jump.to.lsn > Lsn(77),
+                        "seed {seed}"
+                    );
+                    (next, first) = (jump.to.lsn.0 + 1, false);
+                    jumped += 1;
+                }
+                Some(receiver::Event::Append(Batch { first: lsn, last, .. })) => {
+                    assert_eq!(lsn, Lsn(next), "seed {seed}");
+                    (next, first) = (last.0 + 1, false);
+                    appended += 1;
+                }
+                Some(receiver::Event::Heard(_)) => {}
+                Some(receiver::Event::Lost(_)) => assert!(receiver.is_closed()),
+                None => assert!(receiver.is_closed(), "seed {seed}"),
+                Some(other) => panic!("seed {seed}: {other:?}"),
+            }
+        }
+        let mut sender = opening_sender();
+        let mut attached = false;
+        let mut sent = 77;
+        for round in 0..12 {
+            let welcomed = round == 0 && rng.below(2) == 0;
+            let frame = if welcomed { accept(rng.below(2)) } else { any_frame(&mut rng) };
+            sender.handle_frame(at(3), frame);
+            while let Some(event) = sender.poll_event() {
+                match event {
+                    sender::Event::Welcomed(_, needs) if !attached => {
+                        if rng.below(2) == 0 {
+                            let jump = needs.is_some().then(|| jump(77, 80));
+                            sender.handle_attached(jump);
+                            sent = if jump.is_some() { 80 } else { 77 };
+                            sender.handle_records(batch(sent + 1, 3, 1));
+                            sent += 3;
+                            attached = true;
+                        }
+                    }
+                    sender::Event::Acked(position) => {
+                        assert!(attached && position.lsn <= Lsn(sent), "seed {seed}");
+                        acked += 1;
+                    }
+                    sender::Event::Asked(_) => {
+                        assert!(attached, "seed {seed}");
+                        asked += 1;
+                    }
+                    sender::Event::Heard(_) | sender::Event::Rebuffed(_) => {}
+                    sender::Event::Lost(_) => assert!(sender.is_closed()),
+                    other @ sender::Event::Welcomed(..) => panic!("seed {seed}: {other:?}"),
+                }
+            }
+            if sender.is_closed() {
+                assert_eq!((sender.poll_transmit(), sender.poll_timeout()), (None, None));
+            }
+        }
+    }
+    let counts = [jumped, appended, acked, asked];
+    assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
 }
