@@ -12,7 +12,7 @@ use engine::node::report::Report;
 use engine::node::{Node, open};
 use engine::os::clock;
 use engine::os::runtime;
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
 use engine::state;
 use engine::types::{GroupId, Lsn, NodeId, Position, Timestamp};
 use std::collections::BTreeMap;
@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::frame::Heartbeat;
 use transport::link::sender::Want;
+use transport::link::session::TakesBack;
 use transport::link::tls::NodeName;
 
 /// An acknowledged position is compared with the log at most so often: it costs a look at a file.
@@ -131,7 +132,8 @@ impl Told {
             *durable = None;
         }
         drop(durable);
-        let standing = Standing { durable: node.acknowledgeable(), refusing: refusing(node) };
+        let standing =
+            Standing { durable: node.acknowledgeable(), refusing: refusing(node), asks: Arc::default() };
         self.standing.send_if_modified(|known| {
             let changed = *known != standing;
             *known = standing;
@@ -267,9 +269,14 @@ impl Source for Group {
         self.engine.peek(Node::hello)
     }
 
-    fn attach(&self, peer: &NodeName, welcome: &Welcome) -> Result<(), Fault> {
+    fn attach(
+        &self,
+        peer: &NodeName,
+        welcome: &Welcome,
+        _needs: Option<&Needs>,
+    ) -> Result<Option<Jump>, Fault> {
         let attached = self.engine.with(|node, now| node.attach(now, peer.as_str(), welcome));
-        attached.map(|_| ()).map_err(|error| match error {
+        attached.map(|_| None).map_err(|error| match error {
             AttachError::NotSending(_) => Fault::Retired,
             AttachError::TooFarBehind { needed, .. } => Fault::Trimmed(needed),
             AttachError::Diverged(_) => Fault::Diverged(welcome.durable),
@@ -367,10 +374,21 @@ impl Sinks {
 }
 
 impl Sink for Sinks {
-    fn hello(&self, _peer: &NodeName, hello: &Hello) -> Result<Welcome, Rebuff> {
+    fn hello(
+        &self,
+        _peer: &NodeName,
+        hello: &Hello,
+        _takes_back: Option<TakesBack>,
+    ) -> Result<(Needs, Welcome), Rebuff> {
         let group =
             self.groups.iter().find(|group| group.config.name == hello.name).ok_or(Rebuff::NotAllowed)?;
-        group.engine.at_rest(|node, now| (!node.is_syncing()).then(|| node.accept(now, hello)))
+        let welcome =
+            group.engine.at_rest(|node, now| (!node.is_syncing()).then(|| node.accept(now, hello)))?;
+        Ok((Needs::default(), welcome))
+    }
+
+    fn jump(&self, _group: &GroupId, _jump: Jump) -> Result<(), Rebuff> {
+        Err(Rebuff::Failed)
     }
 
     fn append(&self, group: &GroupId, batch: Batch) -> Result<(), Rebuff> {

@@ -10,7 +10,7 @@ mod certs;
 
 use bytes::Bytes;
 use certs::{Ca, Leaf, Validity, load, name};
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
 use engine::types::{Checksum, Epoch, GroupId, Lsn, NodeId, Position, Reign};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -23,6 +23,7 @@ use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::quic;
 use transport::link::sender::Want;
 use transport::link::serve::{self, Grants, Listener, Trust};
+use transport::link::session::TakesBack;
 use transport::link::tls::{Credentials, NodeName};
 
 const RECORD: usize = 4096 + 80;
@@ -60,8 +61,13 @@ impl Source for Origin {
         })
     }
 
-    fn attach(&self, _peer: &NodeName, _welcome: &Welcome) -> Result<(), Fault> {
-        Ok(())
+    fn attach(
+        &self,
+        _peer: &NodeName,
+        _welcome: &Welcome,
+        _needs: Option<&Needs>,
+    ) -> Result<Option<Jump>, Fault> {
+        Ok(None)
     }
 
     fn durable(&self) -> watch::Receiver<Lsn> {
@@ -98,9 +104,18 @@ struct Copy {
 }
 
 impl Sink for Copy {
-    fn hello(&self, _peer: &NodeName, _hello: &Hello) -> Result<Welcome, Rebuff> {
+    fn hello(
+        &self,
+        _peer: &NodeName,
+        _hello: &Hello,
+        _takes_back: Option<TakesBack>,
+    ) -> Result<(Needs, Welcome), Rebuff> {
         let durable = self.standing.borrow().durable;
-        Ok(Welcome { node: NodeId([2; 16]), durable, horizon: Lsn(0) })
+        Ok((Needs::default(), Welcome { node: NodeId([2; 16]), durable, horizon: Lsn(0) }))
+    }
+
+    fn jump(&self, _group: &GroupId, _jump: Jump) -> Result<(), Rebuff> {
+        Err(Rebuff::Failed)
     }
 
     fn append(&self, _group: &GroupId, batch: Batch) -> Result<(), Rebuff> {

@@ -4,10 +4,12 @@ mod common;
 
 use bytes::Bytes;
 use common::{Rng, samples};
+use engine::peer::{Ask, Needs};
 use engine::types::Lsn;
 use transport::link::decoder::{Accept, Decoder, MIN_PIECE_BYTES};
 use transport::link::frame::{
-    BATCH_PREFIX_BYTES, Error, Frame, HEADER_BYTES, IGNORABLE, Kind, MAX_BATCH_BYTES, MAX_CONTROL_BYTES,
+    BATCH_PREFIX_BYTES, Error, Frame, HEADER_BYTES, IGNORABLE, Kind, LACKS_PER_FRAME, MAX_BATCH_BYTES,
+    MAX_CONTROL_BYTES,
 };
 
 fn encode(frame: &Frame) -> Vec<u8> {
@@ -202,6 +204,74 @@ fn oversized_counts_inside_a_body_are_refused() {
         bytes.extend_from_slice(&body);
         assert_eq!(decode(&bytes, bytes.len()).1, Some(Error::Malformed(Kind::Rebuff)), "{count}");
     }
+}
+
+/// R19: needs that need nothing, empty extents, extents beyond 2^64, more than a frame may hold, or a truth that is
+/// neither true nor false: refused, and the encoder makes none of them.
+#[test]
+fn needs_that_cannot_be_are_refused_both_ways() {
+    let raw = |coarse: u8, count: u64, lacks: &[(u64, u64)]| {
+        let mut body = vec![coarse];
+        body.extend_from_slice(&count.to_le_bytes());
+        for (offset, len) in lacks {
+            body.extend_from_slice(&3u32.to_le_bytes());
+            body.extend_from_slice(&offset.to_le_bytes());
+            body.extend_from_slice(&len.to_le_bytes());
+        }
+        let mut bytes = header(Kind::Needs as u8, body.len()).to_vec();
+        bytes.extend(body);
+        decode(&bytes, 999)
+    };
+    let malformed = Some(Error::Malformed(Kind::Needs));
+    let full = vec![(4_096, 512); LACKS_PER_FRAME];
+    assert_eq!((raw(1, 0, &[]).0.len(), raw(0, 1, &[(0, 1)]).0.len()), (1, 1));
+    assert_eq!(raw(0, 1, &[(1, u64::MAX - 1)]).0.len(), 1, "up to the last byte");
+    assert_eq!(raw(0, full.len() as u64, &full).0.len(), 1);
+    let over = [&full[..], &[(0, 1)]].concat();
+    for (case, (frames, error, _)) in [
+        ("nothing", raw(0, 0, &[])),
+        ("neither true nor false", raw(2, 0, &[])),
+        ("an empty extent", raw(1, 2, &[(0, 1), (4_096, 0)])),
+        ("an extent beyond 2^64", raw(0, 1, &[(2, u64::MAX - 1)])),
+        ("too many for a frame", raw(0, over.len() as u64, &over)),
+        ("fewer than they say", raw(0, 2, &[(0, 1)])),
+        ("more than they say", raw(0, 1, &[(0, 1), (2, 1)])),
+        ("a count that is a lie", raw(0, u64::MAX, &[(0, 1)])),
+    ] {
+        assert_eq!((frames.len(), error), (0, malformed.clone()), "{case}");
+    }
+    let mut out = Vec::new();
+    for lacks in [vec![], vec![samples::lack(1, 0, 0)], samples::lacks(LACKS_PER_FRAME + 1)] {
+        let needs = Frame::Needs(Needs { coarse: false, lacks });
+        assert_eq!(needs.encode(&mut out).err(), malformed);
+    }
+    assert_eq!(out.len(), 0);
+    let whole = Frame::Needs(Needs { coarse: true, lacks: samples::lacks(LACKS_PER_FRAME) });
+    assert_eq!(decode(&encode(&whole), 4_096), (vec![whole], None, 0));
+}
+
+/// R19: a wish for nothing, for what lies beyond 2^64, or of a kind that nobody knows.
+#[test]
+fn asks_that_cannot_be_are_refused_both_ways() {
+    let malformed = Some(Error::Malformed(Kind::Ask));
+    let golden = encode(&Frame::Ask(Ask::Repair(samples::lack(1, 1, 7))));
+    let with = |offset: u64, len: u64| {
+        let mut bytes = golden.clone();
+        let at = bytes.len() - 16;
+        bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
+        bytes[at + 8..].copy_from_slice(&len.to_le_bytes());
+        decode(&bytes, 64).1
+    };
+    assert_eq!(with(0, u64::MAX), None);
+    assert_eq!((with(0, 0), with(2, u64::MAX - 1)), (malformed.clone(), malformed.clone()));
+    for variant in [2, u8::MAX] {
+        let mut bytes = encode(&Frame::Ask(Ask::Handover));
+        bytes[HEADER_BYTES] = variant;
+        assert_eq!(decode(&bytes, 64).1, malformed);
+    }
+    let mut out = Vec::new();
+    assert_eq!(Frame::Ask(Ask::Repair(samples::lack(1, 1, 0))).encode(&mut out).err(), malformed);
+    assert_eq!(out.len(), 0);
 }
 
 /// R19: a name that is not UTF-8.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use common::certs::{Ca, Leaf, Validity};
 use common::nodes::{Link, Origin, Replica, patient_dial, patient_serve, until};
 use common::{Rng, samples};
-use engine::peer::{Hello, Rebuff};
-use engine::types::GroupId;
+use engine::peer::{Ask, Hello, Jump, Needs, Rebuff};
+use engine::types::{GroupId, Lsn, Position};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -18,7 +18,9 @@ use transport::link::ALPN;
 use transport::link::decoder::{Accept, Decoder};
 use transport::link::driver::{Code, Source};
 use transport::link::frame::{Frame, Kind, MAX_BATCH_BYTES, Offer};
+use transport::link::sender::Want;
 use transport::link::serve;
+use transport::link::session::{FEATURES, SPANS};
 
 /// Believes any server, as an attacker does.
 #[derive(Debug)]
@@ -90,13 +92,18 @@ fn encode(frame: &Frame) -> Vec<u8> {
     pieces.concat()
 }
 
+/// As the version before any feature says it.
 fn hello(origin: &Origin) -> Vec<u8> {
+    hello_with(origin, 0)
+}
+
+fn hello_with(origin: &Origin, features: u64) -> Vec<u8> {
     let hello: Hello = origin.hello().expect("a primary");
-    encode(&Frame::Hello(Offer { minor: 0, features: 0, hello }))
+    encode(&Frame::Hello(Offer { minor: 0, features, hello }))
 }
 
 /// The frames that come back, until there is one that `wanted` accepts.
-async fn expect(stream: &mut quinn::RecvStream, wanted: impl Fn(&Frame) -> bool) -> Frame {
+async fn expect(stream: &mut quinn::RecvStream, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
     let mut decoder = Decoder::new(Accept::Control);
     loop {
         let chunk = stream.read_chunk(4096, true).await.expect("the connection lives").expect("more to come");
@@ -192,6 +199,12 @@ async fn violations_end_the_connection_that_commits_them() {
     let hello = hello(&stage.own);
     let header = |kind: u8, len: u32| [&[kind, 0, 0, 0][..], &len.to_le_bytes()].concat();
     let after = |frame: Vec<u8>| [hello.clone(), frame].concat();
+    let spans = |frames: &[Frame]| {
+        let frames = frames.iter().map(encode).collect::<Vec<_>>().concat();
+        [hello_with(&stage.own, SPANS), frames].concat()
+    };
+    // The replica stands at the very beginning, as its log is empty.
+    let jump = |to: u64| Jump { from: Position::default(), to: samples::jump(0, to).to };
     let ack = encode(&Frame::Ack(samples::position(2, 1)));
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("noise", Rng(1).bytes(4_096)),
@@ -203,6 +216,14 @@ async fn violations_end_the_connection_that_commits_them() {
         ("ack from a primary", after(ack)),
         ("oversized batch", after(header(Kind::Batch as u8, MAX_BATCH_BYTES as u32 + 17))),
         ("gap", after(encode(&Frame::Batch(samples::batch(5, 1, 100))))),
+        ("needs from a primary", spans(&[Frame::Needs(Needs { coarse: true, lacks: Vec::new() })])),
+        ("ask from a primary", spans(&[Frame::Ask(Ask::Handover)])),
+        ("jump before the hello", encode(&Frame::Jump(jump(5)))),
+        ("jump without its feature", after(encode(&Frame::Jump(jump(5))))),
+        ("jump from elsewhere", spans(&[Frame::Jump(samples::jump(3, 5))])),
+        ("jump to nowhere", spans(&[Frame::Jump(jump(0))])),
+        ("jump behind records", spans(&[Frame::Batch(samples::batch(1, 1, 12)), Frame::Jump(jump(5))])),
+        ("half a jump", [hello_with(&stage.own, SPANS), header(Kind::Jump as u8, 4), vec![0; 4]].concat()),
         ("empty batch", after(header(Kind::Batch as u8, 16).into_iter().chain([1; 16]).collect())),
     ];
     let client = raw_client(Some(&stage.mallory), ALPN);
@@ -435,11 +456,50 @@ async fn a_newer_peer_is_understood() {
     else {
         unreachable!("that was waited for")
     };
-    assert_eq!(acceptance.features, 0);
+    assert_eq!(acceptance.features, FEATURES);
     out.write_all(&[0x9A, 0, 0, 0, 4, 0, 0, 0, 1, 2, 3, 4]).await.expect("a window");
     out.write_all(&encode(&Frame::Heartbeat(samples::heartbeat(0)))).await.expect("a window");
     let copy = stage.replica.copy(&stage.own);
     until("the frame behind the unknown one is read", || copy.heartbeats() == 1).await;
+}
+
+/// R18: a primary of the version before sync spans: records flow as ever, and nothing is said that it does not know.
+/// Where the replica lacks more than records, it is refused in a word that it does know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_primary_is_served() {
+    let stage = Stage::set(patient_serve()).await;
+    let copy = stage.replica.copy(&stage.own);
+    copy.set_asks(&[(1, Ask::Handover)]);
+    stage.own.write(3, 100);
+    let want = Want { from: Lsn(1), max_bytes: 10_000 };
+    let batch = stage.own.read_cached(want).expect("a log in memory").expect("nothing is cold");
+    let client = raw_client(Some(&stage.mallory), ALPN);
+    let connection = stage.connect(&client).await;
+    let (mut out, mut back) = connection.open_bi().await.expect("one stream is allowed");
+    out.write_all(&hello(&stage.own)).await.expect("there is a window");
+    out.write_all(&encode(&Frame::Batch(batch))).await.expect("there is a window");
+    let mut first = None;
+    let done = expect(&mut back, |frame| {
+        first.get_or_insert(frame.kind());
+        assert!(!matches!(frame, Frame::Needs(_) | Frame::Ask(_)), "{frame:?}");
+        *frame == Frame::Ack(stage.own.position())
+    });
+    done.await;
+    assert_eq!((first, copy.takes_back()), (Some(Kind::Welcome), None));
+    copy.invariant_equal(&stage.own);
+    connection.close(0u32.into(), b"");
+
+    *copy.needs.lock().expect("no panic inside") = Needs { coarse: true, lacks: Vec::new() };
+    let connection = stage.connect(&client).await;
+    let (mut out, mut back) = connection.open_bi().await.expect("one stream is allowed");
+    out.write_all(&hello(&stage.own)).await.expect("there is a window");
+    let refusal = Rebuff::TooFarBehind { durable: stage.own.position() };
+    expect(&mut back, |frame| {
+        assert!(matches!(frame, Frame::Rebuff(_)), "{frame:?}");
+        *frame == Frame::Rebuff(refusal.clone())
+    })
+    .await;
+    stage.invariant_undisturbed().await;
 }
 
 /// A client that asks for early data gets none: nothing that could be replayed is ever taken.

@@ -4,15 +4,16 @@ mod common;
 
 use bytes::Bytes;
 use common::{Rng, samples};
-use engine::peer::{Batch, Rebuff};
-use engine::types::{Checksum, Epoch, Lsn, Mono, Now, Position, Timestamp};
+use engine::log::chain::Tip;
+use engine::peer::{Ask, Batch, Jump, Needs, Rebuff};
+use engine::types::{Checksum, Epoch, Incarnation, Lsn, Mono, Now, Position, Timestamp};
 use samples::{batch, heartbeat, hello, position, welcome};
 use std::collections::VecDeque;
 use transport::link::decoder::Accept;
 use transport::link::frame::{Acceptance, Frame, Heartbeat, Kind, MAX_BATCH_BYTES, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, FEATURES, MINOR, Reason, Violation};
+use transport::link::session::{Config, FEATURES, MINOR, Reason, SPANS, TAKES_BACK, TakesBack, Violation};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(1_000_000_000_000 + ms * 1_000_000) }
@@ -22,26 +23,31 @@ fn small() -> Config {
     Config { window_bytes: 100, batch_bytes: 40, unsettled_bytes: 2_000, ..Config::default() }
 }
 
-fn accept(durable: u64) -> Frame {
-    Frame::Welcome(Acceptance { minor: 0, features: 0, welcome: welcome(durable) })
+fn accept(features: u64) -> Frame {
+    Frame::Welcome(Acceptance { minor: 0, features, welcome: welcome(77) })
 }
 
-/// A sender whose log is durable up to 99, in each state that is not closed.
+/// A sender whose log is durable up to 99, in each state that is not closed, with a replica that has no feature.
 fn senders(config: &Config) -> [(&'static str, Sender); 3] {
+    senders_with(config, 0)
+}
+
+fn senders_with(config: &Config, features: u64) -> [(&'static str, Sender); 3] {
     let opening = || {
-        let mut sender = Sender::new(config.clone(), at(0), hello(99));
+        let mut sender = Sender::new(config.clone(), at(0), hello(99), TakesBack::No);
         assert!(matches!(sender.poll_transmit(), Some(Frame::Hello(_))));
         sender
     };
     let attaching = || {
         let mut sender = opening();
-        sender.handle_frame(at(1), accept(77));
-        assert_eq!(sender.poll_event(), Some(sender::Event::Welcomed(welcome(77))));
+        sender.handle_frame(at(1), accept(features));
+        let needs = (features != 0).then(Needs::default);
+        assert_eq!(sender.poll_event(), Some(sender::Event::Welcomed(welcome(77), needs)));
         assert!(matches!(sender.poll_transmit(), Some(Frame::Heartbeat(_))));
         sender
     };
     let mut streaming = attaching();
-    streaming.handle_attached();
+    streaming.handle_attached(None);
     [("opening", opening()), ("attaching", attaching()), ("streaming", streaming)]
 }
 
@@ -50,17 +56,22 @@ fn streaming_sender(config: &Config) -> Sender {
     sender
 }
 
-/// A receiver in each state that is not closed; the last one stands at 77.
+/// A receiver in each state that is not closed, with a primary that has no feature; the last one stands at 77.
 fn receivers(config: &Config) -> [(&'static str, Receiver); 3] {
+    receivers_with(config, 0)
+}
+
+fn receivers_with(config: &Config, features: u64) -> [(&'static str, Receiver); 3] {
     let listening = || Receiver::new(config.clone(), at(0));
     let deciding = || {
         let mut receiver = listening();
-        receiver.handle_frame(at(1), Frame::Hello(Offer { minor: 9, features: 0, hello: hello(99) }));
-        assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99))));
+        receiver.handle_frame(at(1), Frame::Hello(Offer { minor: 9, features, hello: hello(99) }));
+        let takes_back = (features != 0).then_some(TakesBack::No);
+        assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99), takes_back)));
         receiver
     };
     let mut streaming = deciding();
-    streaming.handle_verdict(at(2), Ok(welcome(77)));
+    streaming.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
     assert!(matches!(streaming.poll_transmit(), Some(Frame::Welcome(_))));
     [("listening", listening()), ("deciding", deciding()), ("streaming", streaming)]
 }
@@ -74,37 +85,46 @@ fn lost(reason: impl Into<Reason>) -> Option<sender::Event> {
     Some(sender::Event::Lost(reason.into()))
 }
 
+/// A frame of each kind, sound in itself.
+fn sample(kind: Kind) -> Frame {
+    match kind {
+        Kind::Hello => Frame::Hello(Offer { minor: 0, features: 0, hello: hello(99) }),
+        Kind::Welcome => accept(0),
+        Kind::Rebuff => Frame::Rebuff(Rebuff::Failed),
+        Kind::Batch => Frame::Batch(batch(78, 1, 1)),
+        Kind::Ack => Frame::Ack(position(2, 77)),
+        Kind::Heartbeat => Frame::Heartbeat(heartbeat(77)),
+        Kind::Needs => Frame::Needs(Needs { coarse: true, lacks: Vec::new() }),
+        Kind::Jump => Frame::Jump(samples::jump(77, 90)),
+        Kind::Ask => Frame::Ask(Ask::Handover),
+    }
+}
+
 /// Which frames each state of the primary's end takes; any other ends the session, has no other effect, and
-/// nothing is sent any more.
+/// nothing is sent any more. Those of a feature are not taken without it (R18).
 #[test]
 fn sender_every_state_and_frame() {
-    let legal: &[(&str, &[Kind])] = &[
-        ("opening", &[Kind::Welcome, Kind::Rebuff]),
-        ("attaching", &[Kind::Rebuff, Kind::Heartbeat]),
-        ("streaming", &[Kind::Rebuff, Kind::Heartbeat, Kind::Ack]),
+    let legal: &[(&str, u64, &[Kind])] = &[
+        ("opening", 0, &[Kind::Welcome, Kind::Rebuff, Kind::Needs]),
+        ("attaching", 0, &[Kind::Rebuff, Kind::Heartbeat]),
+        ("streaming", 0, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ack]),
+        ("opening", SPANS, &[Kind::Welcome, Kind::Rebuff, Kind::Needs]),
+        ("attaching", SPANS, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ask]),
+        ("streaming", SPANS, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ack, Kind::Ask]),
     ];
-    for (row, (state, legal)) in legal.iter().enumerate() {
+    for (row, (state, features, legal)) in legal.iter().enumerate() {
         for kind in Kind::ALL {
-            let (name, mut sender) = senders(&small()).into_iter().nth(row).expect("three states");
+            let mut all = senders_with(&small(), *features).into_iter();
+            let (name, mut sender) = all.nth(row % 3).expect("three states");
             assert_eq!(name, *state);
-            let frame = match kind {
-                Kind::Hello => Frame::Hello(Offer { minor: 0, features: 0, hello: hello(99) }),
-                Kind::Welcome => accept(77),
-                Kind::Rebuff => Frame::Rebuff(Rebuff::Failed),
-                Kind::Batch => Frame::Batch(batch(78, 1, 1)),
-                Kind::Ack => Frame::Ack(position(2, 77)),
-                Kind::Heartbeat => Frame::Heartbeat(heartbeat(77)),
-            };
-            sender.handle_frame(at(3), frame);
+            sender.handle_frame(at(3), sample(kind));
             let event = sender.poll_event();
             if legal.contains(&kind) {
                 assert!(!matches!(event, Some(sender::Event::Lost(_))), "{state}, {kind:?}: {event:?}");
             } else {
-                let Some(sender::Event::Lost(Reason::Violation(Violation::Unexpected { frame, .. }))) = event
-                else {
-                    panic!("{state}, {kind:?}: {event:?}");
-                };
-                assert_eq!(frame, kind);
+                let Some(sender::Event::Lost(reason)) = event else { panic!("{state}, {kind:?}: {event:?}") };
+                let ask = kind == Kind::Ask && *state != "opening";
+                assert_out_of_place(&reason, kind, ask && *features == 0);
                 assert!(sender.is_closed());
                 assert_eq!(
                     (sender.poll_event(), sender.poll_transmit(), sender.poll_timeout()),
@@ -118,31 +138,29 @@ fn sender_every_state_and_frame() {
 /// As [`sender_every_state_and_frame`], for the replica's end.
 #[test]
 fn receiver_every_state_and_frame() {
-    let legal: &[(&str, &[Kind])] =
-        &[("listening", &[Kind::Hello]), ("deciding", &[]), ("streaming", &[Kind::Batch, Kind::Heartbeat])];
-    for (row, (state, legal)) in legal.iter().enumerate() {
+    let legal: &[(&str, u64, &[Kind])] = &[
+        ("listening", 0, &[Kind::Hello]),
+        ("deciding", 0, &[]),
+        ("streaming", 0, &[Kind::Batch, Kind::Heartbeat]),
+        ("listening", SPANS, &[Kind::Hello]),
+        ("deciding", SPANS, &[]),
+        ("streaming", SPANS, &[Kind::Batch, Kind::Heartbeat, Kind::Jump]),
+    ];
+    for (row, (state, features, legal)) in legal.iter().enumerate() {
         for kind in Kind::ALL {
-            let (name, mut receiver) = receivers(&small()).into_iter().nth(row).expect("three states");
+            let mut all = receivers_with(&small(), *features).into_iter();
+            let (name, mut receiver) = all.nth(row % 3).expect("three states");
             assert_eq!(name, *state);
-            let frame = match kind {
-                Kind::Hello => Frame::Hello(Offer { minor: 0, features: 0, hello: hello(99) }),
-                Kind::Welcome => accept(77),
-                Kind::Rebuff => Frame::Rebuff(Rebuff::Failed),
-                Kind::Batch => Frame::Batch(batch(78, 1, 1)),
-                Kind::Ack => Frame::Ack(position(2, 77)),
-                Kind::Heartbeat => Frame::Heartbeat(heartbeat(99)),
-            };
-            receiver.handle_frame(at(3), frame);
+            receiver.handle_frame(at(3), sample(kind));
             let event = receiver.poll_event();
             if legal.contains(&kind) {
                 assert!(!matches!(event, Some(receiver::Event::Lost(_))), "{state}, {kind:?}: {event:?}");
             } else {
-                let Some(receiver::Event::Lost(Reason::Violation(Violation::Unexpected { frame, .. }))) =
-                    event
-                else {
+                let Some(receiver::Event::Lost(reason)) = event else {
                     panic!("{state}, {kind:?}: {event:?}");
                 };
-                assert_eq!(frame, kind);
+                let jump = kind == Kind::Jump && *state == "streaming";
+                assert_out_of_place(&reason, kind, jump && *features == 0);
                 assert!(receiver.is_closed() && !receiver.wants_input());
                 assert_eq!(
                     (receiver.poll_event(), receiver.poll_transmit(), receiver.poll_timeout()),
@@ -150,6 +168,19 @@ fn receiver_every_state_and_frame() {
                 );
             }
         }
+    }
+}
+
+/// The frame has no place in the state, or would have one if its feature were in force.
+fn assert_out_of_place(reason: &Reason, kind: Kind, lacks_feature: bool) {
+    match reason {
+        Reason::Violation(Violation::Unexpected { frame, .. }) => {
+            assert_eq!((*frame, lacks_feature), (kind, false));
+        }
+        Reason::Violation(Violation::NotInForce { frame }) => {
+            assert_eq!((*frame, lacks_feature), (kind, true));
+        }
+        other => panic!("{kind:?}: {other}"),
     }
 }
 
@@ -167,11 +198,12 @@ fn closed_sessions_ignore_everything() {
         sender.handle_frame(at(4), frame.clone());
         receiver.handle_frame(at(4), frame);
     }
-    sender.handle_attached();
+    sender.handle_attached(None);
     sender.handle_records(batch(78, 1, 1));
     sender.handle_timeout(at(100_000));
-    receiver.handle_verdict(at(5), Ok(welcome(77)));
+    receiver.handle_verdict(at(5), Ok((Needs::default(), welcome(77))));
     receiver.handle_rebuff(Rebuff::Failed);
+    receiver.handle_ask(Ask::Handover);
     receiver.handle_durable(at(5), position(2, 78));
     receiver.handle_timeout(at(100_000));
     assert_eq!((sender.poll_event(), sender.poll_transmit(), sender.poll_want()), (None, None, None));
@@ -182,21 +214,21 @@ fn closed_sessions_ignore_everything() {
 /// features that both have (R18).
 #[test]
 fn opening() {
-    let mut sender = Sender::new(Config::default(), at(0), hello(99));
+    let mut sender = Sender::new(Config::default(), at(0), hello(99), TakesBack::No);
     let mut receiver = Receiver::new(Config::default(), at(0));
     assert_eq!(receiver.accepts(), Accept::Control);
     let Some(frame) = sender.poll_transmit() else { panic!("the hello is ready at once") };
-    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: FEATURES, hello: hello(99) }));
+    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: SPANS, hello: hello(99) }));
     receiver.handle_frame(at(1), frame);
     assert!(!receiver.wants_input(), "nothing is read while the engine decides");
-    assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99))));
+    assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99), Some(TakesBack::No))));
     assert_eq!(receiver.poll_transmit(), None);
-    receiver.handle_verdict(at(2), Ok(welcome(77)));
+    receiver.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
     assert_eq!((receiver.accepts(), receiver.wants_input()), (Accept::Batches, true));
     sender.handle_frame(at(3), receiver.poll_transmit().expect("the welcome"));
-    assert_eq!(sender.poll_event(), Some(sender::Event::Welcomed(welcome(77))));
+    assert_eq!(sender.poll_event(), Some(sender::Event::Welcomed(welcome(77), Some(Needs::default()))));
     assert_eq!(sender.poll_want(), None, "nothing is shipped before the engine has verified the welcome");
-    sender.handle_attached();
+    sender.handle_attached(None);
     assert_eq!(sender.poll_want(), Some(Want { from: Lsn(78), max_bytes: 1 << 20 }));
 }
 
@@ -206,17 +238,17 @@ fn opening() {
 fn features_are_the_intersection() {
     let mut receiver = Receiver::new(Config::default(), at(0));
     receiver.handle_frame(at(1), Frame::Hello(Offer { minor: 7, features: u64::MAX, hello: hello(99) }));
-    receiver.handle_verdict(at(2), Ok(welcome(77)));
+    receiver.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
     let Some(Frame::Welcome(acceptance)) = receiver.poll_transmit() else { panic!("a welcome") };
     assert_eq!(acceptance.features, FEATURES);
 
-    let mut sender = Sender::new(Config::default(), at(0), hello(99));
-    let accepted = !FEATURES;
-    sender.handle_frame(
-        at(1),
-        Frame::Welcome(Acceptance { minor: 7, features: accepted, welcome: welcome(77) }),
-    );
-    assert_eq!(sender.poll_event(), lost(Violation::Features { offered: FEATURES, accepted }));
+    for (takes_back, offered) in [(TakesBack::No, SPANS), (TakesBack::Yes, SPANS | TAKES_BACK)] {
+        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 2] {
+            let mut sender = Sender::new(Config::default(), at(0), hello(99), takes_back);
+            sender.handle_frame(at(1), accept(accepted));
+            assert_eq!(sender.poll_event(), lost(Violation::Features { offered, accepted }));
+        }
+    }
 }
 
 /// Guarantee 2: what is not durable here is not wanted, and not taken.
@@ -577,7 +609,7 @@ fn waiting_heartbeats_become_one() {
 /// flight is bounded; in the end both are equal.
 #[test]
 fn invariants_over_random_histories() {
-    let (mut lines_lost, mut paused, mut refused) = (0, 0, 0);
+    let (mut lines_lost, mut paused, mut refused, mut jumps, mut asked) = (0, 0, 0, 0, 0);
     for seed in 0..500 {
         let mut world = World::new(seed);
         for _ in 0..400 {
@@ -596,8 +628,12 @@ fn invariants_over_random_histories() {
         lines_lost += world.lines_lost;
         paused += world.paused;
         refused += world.refused;
+        jumps += world.jumps;
+        asked += world.asked;
+        assert!(world.knows_spans || world.jumps + world.asked == 0, "seed {seed}: as before them");
     }
     assert!(lines_lost > 1_000 && paused > 100 && refused > 100, "{lines_lost} {paused} {refused}");
+    assert!(jumps > 500 && asked > 500, "{jumps} {asked}");
 }
 
 /// A primary and a replica whose records are one byte for each LSN (its low byte), on virtual time.
@@ -613,6 +649,10 @@ struct World {
     lines_lost: u64,
     paused: u64,
     refused: u64,
+    /// Else an end of each session is of the version before sync spans.
+    knows_spans: bool,
+    jumps: u64,
+    asked: u64,
 }
 
 struct Line {
@@ -643,11 +683,19 @@ impl World {
             lines_lost: 0,
             paused: 0,
             refused: 0,
+            knows_spans: !seed.is_multiple_of(4),
+            jumps: 0,
+            asked: 0,
         }
     }
 
     fn position(lsn: u64) -> Position {
         if lsn == 0 { Position::default() } else { Position { epoch: Epoch(1), ..position(1, lsn) } }
+    }
+
+    fn tip(lsn: u64) -> Tip {
+        let Position { epoch, lsn, checksum } = World::position(lsn);
+        Tip { lsn, epoch, incarnation: Incarnation(1), checksum }
     }
 
     fn step(&mut self, faults: bool) {
@@ -664,7 +712,7 @@ impl World {
             let mut greeting = hello(0);
             greeting.durable = World::position(self.durable);
             self.line = Some(Line {
-                sender: Sender::new(self.config.clone(), now, greeting),
+                sender: Sender::new(self.config.clone(), now, greeting, TakesBack::No),
                 receiver: Receiver::new(self.config.clone(), now),
                 there: VecDeque::new(),
                 back: VecDeque::new(),
@@ -694,8 +742,16 @@ impl World {
         }
         // The line holds a few frames: a peer that does not read holds the other.
         while line.there.len() < 3 {
-            let Some(frame) = line.sender.poll_transmit() else { break };
+            let Some(mut frame) = line.sender.poll_transmit() else { break };
+            if let Frame::Hello(offer) = &mut frame
+                && !self.knows_spans
+            {
+                offer.features = 0;
+            }
             line.there.push_back(frame);
+        }
+        if self.rng.below(20) == 0 {
+            line.receiver.handle_ask(Ask::Repair(samples::lack(1, self.now, 512)));
         }
         line.back.extend(std::iter::from_fn(|| line.receiver.poll_transmit()));
         if !line.receiver.wants_input() {
@@ -711,15 +767,25 @@ impl World {
         }
         while let Some(event) = line.receiver.poll_event() {
             match event {
-                receiver::Event::Hello(_) => {
+                receiver::Event::Hello(_, takes_back) => {
+                    assert_eq!(takes_back, self.knows_spans.then_some(TakesBack::No));
                     // What an older session brought and nobody synced is synced before the answer.
                     self.replica_durable = self.replica.len() as u64;
                     let mut answer = welcome(0);
                     answer.durable = World::position(self.replica_durable);
                     let no_space = faults && self.rng.below(10) == 0;
                     self.refused += u64::from(no_space);
-                    let verdict = if no_space { Err(Rebuff::NoSpace) } else { Ok(answer) };
+                    let count = if self.knows_spans { self.rng.below(3) * 2_047 } else { 0 };
+                    let needs = Needs { coarse: false, lacks: samples::lacks(count as usize) };
+                    let verdict = if no_space { Err(Rebuff::NoSpace) } else { Ok((needs, answer)) };
                     line.receiver.handle_verdict(now, verdict);
+                }
+                receiver::Event::Jump(jump) => {
+                    assert_eq!(jump.from, World::position(self.replica.len() as u64), "in its place");
+                    // As if the records had come, in this world.
+                    let first = self.replica.len() as u64 + 1;
+                    self.replica.extend((first..=jump.to.lsn.0).map(|lsn| lsn as u8));
+                    self.jumps += 1;
                 }
                 receiver::Event::Append(batch) => {
                     assert_eq!(batch.first.0, self.replica.len() as u64 + 1, "appended in order");
@@ -736,15 +802,25 @@ impl World {
         let mut over = false;
         while let Some(event) = line.sender.poll_event() {
             match event {
-                sender::Event::Welcomed(welcome) => {
+                sender::Event::Welcomed(welcome, needs) => {
                     assert!(welcome.durable.lsn.0 >= self.acked, "the replica went back");
-                    line.sender.handle_attached();
+                    assert_eq!(needs.is_some(), self.knows_spans);
+                    if let Some(needs) = &needs {
+                        assert_eq!(needs.lacks, samples::lacks(needs.lacks.len()), "whole and in order");
+                        assert_eq!(needs.lacks.len() % 2_047, 0);
+                    }
+                    let ahead = self.durable - welcome.durable.lsn.0;
+                    let to = welcome.durable.lsn.0 + self.rng.below(ahead + 1);
+                    let jumps = needs.is_some() && to > welcome.durable.lsn.0;
+                    line.sender
+                        .handle_attached(jumps.then(|| Jump { from: welcome.durable, to: World::tip(to) }));
                     self.acked = welcome.durable.lsn.0;
                 }
                 sender::Event::Acked(position) => {
                     assert!(position.lsn.0 > self.acked);
                     self.acked = position.lsn.0;
                 }
+                sender::Event::Asked(_) => self.asked += 1,
                 sender::Event::Heard(heard) => assert!(heard.durable.0 <= self.replica_durable),
                 sender::Event::Rebuffed(rebuff) => assert_eq!(rebuff, Rebuff::NoSpace),
                 sender::Event::Lost(reason) => {

@@ -7,13 +7,14 @@ use super::{Ev, Result, World};
 use crate::clock::{Span, Time};
 use crate::net::{Close, ConnId, End, Event, Host, What};
 use engine::log::ship::Stretch;
-use engine::peer::{Batch, Hello, Rebuff};
+use engine::peer::{Batch, Hello, Needs, Rebuff};
 use engine::state::Role;
 use engine::types::{Epoch, Lsn};
 use std::collections::VecDeque;
 use transport::link::frame::Frame;
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender};
+use transport::link::session::TakesBack;
 
 /// The longest that a dialler waits for a connection.
 const CONNECT: Span = Span::from_ms(1_000);
@@ -69,7 +70,8 @@ fn size_of(frame: &Frame) -> u64 {
     match frame {
         Frame::Batch(batch) => batch.len() as u64 + 24,
         Frame::Hello(_) | Frame::Welcome(_) | Frame::Rebuff(_) => 300,
-        Frame::Ack(_) | Frame::Heartbeat(_) => 32,
+        Frame::Needs(needs) => needs.lacks.len() as u64 * 20 + 24,
+        Frame::Ack(_) | Frame::Heartbeat(_) | Frame::Jump(_) | Frame::Ask(_) => 32,
     }
 }
 
@@ -114,7 +116,7 @@ impl World {
                     What::Opened { .. } => {
                         let hello = dial.hello.take().expect("it was made when this was dialled");
                         dial.durable = hello.durable.lsn;
-                        dial.sender = Some(Sender::new(session, now, hello));
+                        dial.sender = Some(Sender::new(session, now, hello, TakesBack::No));
                     }
                     What::Activity => {
                         if let Some(sender) = &mut dial.sender {
@@ -208,7 +210,7 @@ impl World {
             }
             if let Some(event) = sender.poll_event() {
                 match event {
-                    sender::Event::Welcomed(welcome) => {
+                    sender::Event::Welcomed(welcome, _) => {
                         let attached = live.node.attach(now, &peer, &welcome);
                         match attached {
                             Ok(next) => {
@@ -219,7 +221,7 @@ impl World {
                                 );
                                 let dial = live.dials.get_mut(&target).expect("it was just there");
                                 dial.retry_ms = MIN_RETRY_MS;
-                                dial.sender.as_mut().expect("likewise").handle_attached();
+                                dial.sender.as_mut().expect("likewise").handle_attached(None);
                                 self.count("attached", 1);
                                 self.trace(machine, "attached", &[("to", target as u64), ("next", next.0)]);
                             }
@@ -240,6 +242,7 @@ impl World {
                         self.progress(machine);
                     }
                     sender::Event::Heard(_) => {}
+                    sender::Event::Asked(_) => self.count("asked", 1),
                     sender::Event::Rebuffed(rebuff) => {
                         let was = live.node.role();
                         live.node.rebuffed(now, &peer, &rebuff);
@@ -402,7 +405,11 @@ impl World {
             }
             if let Some(event) = receiver.poll_event() {
                 match event {
-                    receiver::Event::Hello(hello) => incoming.hello = Some(hello),
+                    receiver::Event::Hello(hello, _) => incoming.hello = Some(hello),
+                    receiver::Event::Jump(_) => {
+                        incoming.receiver.handle_rebuff(Rebuff::Failed);
+                        self.count("jump refused", 1);
+                    }
                     receiver::Event::Append(batch) => self.append(machine, conn, batch)?,
                     receiver::Event::Heard(heartbeat) => {
                         if incoming.epoch.is_some() {
@@ -463,7 +470,7 @@ impl World {
         let branched = live.node.durable().lsn < was.1.lsn;
         let fenced = was.0 == Role::Primary && live.node.role() == Role::Fenced;
         let incoming = live.incoming.get_mut(&conn).expect("it was just there");
-        incoming.receiver.handle_verdict(now, verdict.clone());
+        incoming.receiver.handle_verdict(now, verdict.clone().map(|welcome| (Needs::default(), welcome)));
         match &verdict {
             Ok(welcome) => {
                 incoming.epoch = Some(theirs);

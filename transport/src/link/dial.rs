@@ -17,7 +17,7 @@ use super::sender::{Event, Sender};
 use super::session::Config as SessionConfig;
 use super::tls::{Credentials, NodeName, Side};
 use super::wire::{Reader, Writer};
-use engine::peer::{Batch, Hello};
+use engine::peer::{Batch, Hello, Jump};
 use engine::types::Now;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -85,6 +85,15 @@ fn take(sender: &mut Sender, batch: Batch) {
     // It may reach beyond what the session has been told of yet.
     sender.handle_durable(sender.durable().max(batch.last));
     sender.handle_records(batch);
+}
+
+/// Lets records flow, from where a jump leads if there is one. As in [`take`], that may be beyond what the
+/// session has been told.
+fn attach(sender: &mut Sender, jump: Option<Jump>) {
+    if let Some(jump) = &jump {
+        sender.handle_durable(sender.durable().max(jump.to.lsn));
+    }
+    sender.handle_attached(jump);
 }
 
 impl<S: Source> Dialler<S> {
@@ -203,7 +212,8 @@ impl<S: Source> Link<S> {
         let mut reader = Reader::new(stream_in);
         let mut writer = Writer::new(stream_out);
         let mut durable = self.dialler.source.durable();
-        let mut sender = Sender::new(self.dialler.config.session.clone(), clock.now(), hello);
+        let takes_back = self.dialler.source.takes_back();
+        let mut sender = Sender::new(self.dialler.config.session.clone(), clock.now(), hello, takes_back);
         let mut job: Option<Job<Done>> = None;
         let mut ship_at = Instant::now();
         loop {
@@ -240,10 +250,10 @@ impl<S: Source> Link<S> {
                 done = finished(&mut job) => {
                     job = None;
                     match done? {
-                        Done::Attached => {
+                        Done::Attached(jump) => {
                             backoff.reset();
                             self.changed(LinkState::Streaming { address: connection.remote_address() });
-                            sender.handle_attached();
+                            attach(&mut sender, jump);
                         }
                         Done::Read(batch) => take(&mut sender, batch),
                     }
@@ -265,11 +275,14 @@ impl<S: Source> Link<S> {
     async fn handle_event(&self, event: Event, now: Now) -> Result<Option<Job<Done>>, End> {
         let (source, peer) = (self.dialler.source.clone(), self.dialler.target.node.clone());
         match event {
-            Event::Welcomed(welcome) => {
-                return Ok(Some(self.job(move || source.attach(&peer, &welcome).map(|()| Done::Attached))));
+            Event::Welcomed(welcome, needs) => {
+                return Ok(Some(
+                    self.job(move || source.attach(&peer, &welcome, needs.as_ref()).map(Done::Attached)),
+                ));
             }
             Event::Acked(position) => source.acked(&peer, position)?,
             Event::Heard(heartbeat) => source.heard(&peer, heartbeat, now.wall),
+            Event::Asked(ask) => source.asked(&peer, ask),
             Event::Rebuffed(rebuff) => {
                 let end = End::Rebuffed(rebuff.clone());
                 self.turn.run(move || source.rebuffed(&peer, &rebuff)).await?;
@@ -310,7 +323,7 @@ impl<S: Source> Link<S> {
 
 /// What a job on a thread that may block has done.
 enum Done {
-    Attached,
+    Attached(Option<Jump>),
     Read(Batch),
 }
 

@@ -6,9 +6,9 @@
 
 use super::frame::Heartbeat;
 use super::sender::Want;
-use super::session::{Reason, Violation};
+use super::session::{Reason, TakesBack, Violation};
 use super::tls::{self, NodeName};
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, Welcome};
 use engine::types::{GroupId, Lsn, Mono, Now, Position, Timestamp};
 use quinn::VarInt;
 use std::net::SocketAddr;
@@ -26,12 +26,31 @@ pub trait Source: Send + Sync + 'static {
     /// The introduction; `None` while this node is not the group's primary, and then nothing is dialled.
     fn hello(&self) -> Option<Hello>;
 
-    /// Verifies a welcome against the log *(blocking)*: does this log hold exactly that position?
+    /// Whether a fenced node that was primary before may become a replica of this one. Asked after
+    /// [`Source::hello`], for the same hello.
+    fn takes_back(&self) -> TakesBack {
+        TakesBack::No
+    }
+
+    /// Verifies a welcome against the log *(blocking)*: does this log hold exactly that position? With what the
+    /// replica lacks beside the records behind it; `None` if it knows of no sync spans.
+    ///
+    /// Returns where the records go on if not right behind the welcome: a jump from its position to one that is
+    /// durable here, and only if `needs` is not `None`.
     ///
     /// # Errors
     ///
     /// Ends the session; it is tried again later.
-    fn attach(&self, peer: &NodeName, welcome: &Welcome) -> Result<(), Fault>;
+    fn attach(
+        &self,
+        peer: &NodeName,
+        welcome: &Welcome,
+        needs: Option<&Needs>,
+    ) -> Result<Option<Jump>, Fault>;
+
+    /// The replica asks, after [`Source::attach`]. It asks again in each session, until it has what it wants or
+    /// wants it no more.
+    fn asked(&self, _peer: &NodeName, _ask: Ask) {}
 
     /// This node's durable LSN. Never goes back. Dropping the sending half ends the sessions: this node is no
     /// longer the primary.
@@ -82,19 +101,35 @@ pub trait Source: Send + Sync + 'static {
 
 /// The logs of a replica, one for each group.
 ///
-/// For one group, [`Sink::hello`] and [`Sink::append`] are never called at the same time, and once a hello was
-/// welcomed no batch of an older session is appended any more.
+/// For one group, [`Sink::hello`], [`Sink::jump`] and [`Sink::append`] are never called at the same time, and once
+/// a hello was welcomed nothing of an older session is appended any more.
 pub trait Sink: Send + Sync + 'static {
-    /// Judges a hello *(blocking)*. The peer's right to the group's name has been checked.
+    /// Judges a hello *(blocking)*. The peer's right to the group's name has been checked. `takes_back` is what
+    /// the primary says of old primaries; `None` if it knows of no sync spans, and then needs other than none are
+    /// answered with [`Rebuff::TooFarBehind`] by the link.
     ///
-    /// The first batch appended after a welcome starts right behind the welcome's position. What an older session
+    /// The first batch appended after a welcome starts right behind the welcome's position, or behind the end of
+    /// the one jump in front of it. What an older session
     /// appended and nobody has synced yet must therefore be synced before the answer (and be part of it), or
     /// dropped.
     ///
     /// # Errors
     ///
     /// The refusal, which goes to the peer; an older session of the group goes on undisturbed.
-    fn hello(&self, peer: &NodeName, hello: &Hello) -> Result<Welcome, Rebuff>;
+    fn hello(
+        &self,
+        peer: &NodeName,
+        hello: &Hello,
+        takes_back: Option<TakesBack>,
+    ) -> Result<(Needs, Welcome), Rebuff>;
+
+    /// The records up to [`Jump::to`] will not come *(blocking)*; the next batch starts right behind it. Once that
+    /// position is durable here, [`Sink::standing`] may name it.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was changed; the refusal goes to the peer, and the session ends.
+    fn jump(&self, group: &GroupId, jump: Jump) -> Result<(), Rebuff>;
 
     /// Checks and appends records *(blocking)*. Does not wait for a sync: [`Sink::standing`] tells of it.
     ///
@@ -123,6 +158,13 @@ pub struct Standing {
     pub durable: Position,
     /// No more records are taken, for this reason: the group was promoted here, has no space, has failed.
     pub refusing: Option<Rebuff>,
+    /// What this node wants of its primary, each with a number of its own: from 1, ascending in the list, and
+    /// never given again to another ask while this node runs. At most [`MAX_ASKS`](super::session::MAX_ASKS).
+    ///
+    /// It is what is wanted *now*, not a queue: an ask stays in it until it has been granted or is wanted no more.
+    /// A session sends each number once, the next session all that are there. So it does no harm that a watch may
+    /// skip values: what is skipped was no longer wanted.
+    pub asks: Arc<[(u64, Ask)]>,
 }
 
 /// What an operator sees of a link.

@@ -13,7 +13,7 @@
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
 use bytes::{BufMut, Bytes, BytesMut};
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::peer::{Ask, Batch, Hello, Jump, Lack, Needs, Rebuff, Welcome};
 use engine::types::{Lsn, Position, Timestamp};
 
 /// Length of the header in front of each body.
@@ -31,6 +31,9 @@ pub const BATCH_PREFIX_BYTES: usize = 16;
 /// The most bytes of records in one batch: one record with the longest write that a guest may send (32 MiB) and
 /// 4 KiB for its header and padding.
 pub const MAX_BATCH_BYTES: usize = (32 << 20) + (4 << 10);
+
+/// The most extents in one frame of needs; longer needs come in several frames, all but the last of them full.
+pub const LACKS_PER_FRAME: usize = 2_048;
 
 /// The bit of a kind that says: who does not know this kind skips the frame and goes on.
 pub const IGNORABLE: u8 = 0x80;
@@ -58,12 +61,27 @@ pub enum Kind {
     Ack = 5,
     /// [`Frame::Heartbeat`].
     Heartbeat = 6,
+    /// [`Frame::Needs`].
+    Needs = 7,
+    /// [`Frame::Jump`].
+    Jump = 8,
+    /// [`Frame::Ask`].
+    Ask = 9,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Kind; 6] =
-        [Kind::Hello, Kind::Welcome, Kind::Rebuff, Kind::Batch, Kind::Ack, Kind::Heartbeat];
+    pub const ALL: [Kind; 9] = [
+        Kind::Hello,
+        Kind::Welcome,
+        Kind::Rebuff,
+        Kind::Batch,
+        Kind::Ack,
+        Kind::Heartbeat,
+        Kind::Needs,
+        Kind::Jump,
+        Kind::Ask,
+    ];
 
     /// The kind of that number, if this version knows it.
     #[must_use]
@@ -118,6 +136,12 @@ pub enum Frame {
     Ack(Position),
     /// Both ways.
     Heartbeat(Heartbeat),
+    /// Replica to primary, before the welcome, as often as it takes: a part of what it lacks.
+    Needs(Needs),
+    /// Primary to replica, before the first batch: the records up to there will not come.
+    Jump(Jump),
+    /// Replica to primary, after the welcome.
+    Ask(Ask),
 }
 
 /// Why bytes are no frame, or a message fits no frame.
@@ -139,7 +163,8 @@ pub enum Error {
         /// The limit for this kind.
         limit: usize,
     },
-    /// The body is no encoding of its kind's message, or something stands behind it.
+    /// The body is no encoding of its kind's message, the message says what none may, or something stands
+    /// behind it.
     #[error("the body of a {0:?} frame is malformed")]
     Malformed(Kind),
     /// A batch without records, or whose LSNs cannot be: going back, from zero, or more records than bytes.
@@ -168,6 +193,9 @@ impl Frame {
             Frame::Batch(_) => Kind::Batch,
             Frame::Ack(_) => Kind::Ack,
             Frame::Heartbeat(_) => Kind::Heartbeat,
+            Frame::Needs(_) => Kind::Needs,
+            Frame::Jump(_) => Kind::Jump,
+            Frame::Ask(_) => Kind::Ask,
         }
     }
 
@@ -176,7 +204,7 @@ impl Frame {
     /// # Errors
     ///
     /// [`Error::TooLong`] if the message fits no frame (a history of thousands of reigns); [`Error::BadRange`]
-    /// for a batch that no decoder would take. Nothing is appended then.
+    /// or [`Error::Malformed`] for one that no decoder would take. Nothing is appended then.
     pub fn encode(&self, out: &mut Vec<Bytes>) -> Result<(), Error> {
         match self {
             Frame::Hello(body) => {
@@ -187,6 +215,15 @@ impl Frame {
             Frame::Rebuff(body) => control(Kind::Rebuff, body, out),
             Frame::Ack(body) => control(Kind::Ack, body, out),
             Frame::Heartbeat(body) => control(Kind::Heartbeat, body, out),
+            Frame::Needs(needs) => {
+                check_needs(needs)?;
+                control(Kind::Needs, &(needs.coarse, &needs.lacks), out)
+            }
+            Frame::Jump(body) => control(Kind::Jump, body, out),
+            Frame::Ask(body) => {
+                check_ask(body)?;
+                control(Kind::Ask, body, out)
+            }
             Frame::Batch(batch) => {
                 let len = batch.len();
                 check_batch(batch.first, batch.last, len)?;
@@ -213,6 +250,18 @@ impl Frame {
             Kind::Rebuff => parse(kind, body).map(Frame::Rebuff),
             Kind::Ack => parse(kind, body).map(Frame::Ack),
             Kind::Heartbeat => parse(kind, body).map(Frame::Heartbeat),
+            Kind::Needs => {
+                let (coarse, lacks) = parse(kind, body)?;
+                let needs = Needs { coarse, lacks };
+                check_needs(&needs)?;
+                Ok(Frame::Needs(needs))
+            }
+            Kind::Jump => parse(kind, body).map(Frame::Jump),
+            Kind::Ask => {
+                let ask = parse(kind, body)?;
+                check_ask(&ask)?;
+                Ok(Frame::Ask(ask))
+            }
             Kind::Batch => Err(Error::Malformed(kind)),
         }
     }
@@ -274,6 +323,26 @@ fn check_name(name: &str) -> Result<(), Error> {
         0..=MAX_GROUP_NAME_BYTES => Ok(()),
         len => Err(Error::TooLong { kind: Kind::Hello as u8, len, limit: MAX_GROUP_NAME_BYTES }),
     }
+}
+
+/// Who lacks nothing sends no frame of needs, so one that says nothing is none.
+fn check_needs(needs: &Needs) -> Result<(), Error> {
+    let speaks = needs.coarse || !needs.lacks.is_empty();
+    let sound = speaks && needs.lacks.len() <= LACKS_PER_FRAME && needs.lacks.iter().all(is_sound);
+    sound.then_some(()).ok_or(Error::Malformed(Kind::Needs))
+}
+
+fn check_ask(ask: &Ask) -> Result<(), Error> {
+    let sound = match ask {
+        Ask::Handover => true,
+        Ask::Repair(lack) => is_sound(lack),
+    };
+    sound.then_some(()).ok_or(Error::Malformed(Kind::Ask))
+}
+
+/// Not empty, and no end beyond 2^64. (Whether there is such a volume, and how long it is, the engine knows.)
+fn is_sound(lack: &Lack) -> bool {
+    lack.extent.len > 0 && lack.extent.checked_end().is_some()
 }
 
 fn put_header(kind: Kind, len: usize, out: &mut BytesMut) {

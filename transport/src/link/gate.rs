@@ -3,14 +3,15 @@
 //! A primary whose connection is half open dials again long before the replica notices (R12). The new session
 //! then takes over, and the rules that make this safe are kept here:
 //!
-//! - Judging a hello and appending batches happen in turns, so that the position in a welcome is not overtaken by
+//! - Judging a hello and appending (jumps among it) happen in turns, so that the position in a welcome is not overtaken by
 //!   a batch of an older session.
 //! - A session that has been replaced appends nothing more, and no longer speaks for the state of the link.
 //! - However long a sink blocks and however often a primary dials, one group holds up one thread at most.
 
 use super::driver::{End, LinkState, Sink, Turn};
+use super::session::TakesBack;
 use super::tls::NodeName;
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
 use engine::types::GroupId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,6 +52,16 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
 }
 
+/// What a session brings for the log.
+#[derive(Debug)]
+pub(super) enum Received {
+    Batch(Batch),
+    Jump(Jump),
+}
+
+/// How a welcome comes about: what the replica lacks, where it stands, and the session's right to append.
+pub(super) type Opened<S> = (Needs, Welcome, Arc<Session<S>>);
+
 /// How an append ended that did not succeed.
 #[derive(Debug)]
 pub(super) enum Refused {
@@ -83,10 +94,11 @@ impl Gate {
         sink: Arc<S>,
         peer: Peer,
         hello: Hello,
-    ) -> Result<Result<(Welcome, Arc<Session<S>>), Rebuff>, End> {
+        takes_back: Option<TakesBack>,
+    ) -> Result<Result<Opened<S>, Rebuff>, End> {
         let turn = self.turn.clone();
         turn.run(move || {
-            let welcome = sink.hello(&peer.name, &hello)?;
+            let (needs, welcome) = sink.hello(&peer.name, &hello, takes_back)?;
             let (group, ended) = (hello.group, Mutex::new(false));
             let telling = locked(&self.telling);
             let ticket = *self.owner.borrow() + 1;
@@ -94,26 +106,30 @@ impl Gate {
             tracing::info!(peer = %peer.name, address = %peer.address, %group, "the link is up");
             sink.link_changed(&group, &peer.name, &LinkState::Streaming { address: peer.address });
             drop(telling);
-            Ok((welcome, Arc::new(Session { gate: self, sink, peer, ticket, group, ended })))
+            Ok((needs, welcome, Arc::new(Session { gate: self, sink, peer, ticket, group, ended })))
         })
         .await
     }
 }
 
 impl<S: Sink> Session<S> {
-    /// Appends the batches in order, until one is refused.
+    /// Appends what was received, in order, until something is refused.
     ///
     /// # Errors
     ///
     /// [`End::OwnerGone`] if the sink panics.
-    pub(super) async fn append(self: Arc<Self>, batches: Vec<Batch>) -> Result<Result<(), Refused>, End> {
+    pub(super) async fn append(self: Arc<Self>, received: Vec<Received>) -> Result<Result<(), Refused>, End> {
         let turn = self.gate.turn.clone();
         turn.run(move || {
-            for batch in batches {
+            for received in received {
                 if !self.owns() {
                     return Err(Refused::Replaced);
                 }
-                self.sink.append(&self.group, batch).map_err(Refused::Rebuff)?;
+                let taken = match received {
+                    Received::Batch(batch) => self.sink.append(&self.group, batch),
+                    Received::Jump(jump) => self.sink.jump(&self.group, jump),
+                };
+                taken.map_err(Refused::Rebuff)?;
             }
             Ok(())
         })
@@ -162,6 +178,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::super::driver::Standing;
     use super::*;
+    use engine::log::chain::Tip;
     use engine::types::{Lsn, NodeId, Position};
 
     /// Welcomes all but the group named "no", and remembers what it is told.
@@ -172,11 +189,22 @@ mod tests {
     }
 
     impl Sink for Log {
-        fn hello(&self, _peer: &NodeName, hello: &Hello) -> Result<Welcome, Rebuff> {
+        fn hello(
+            &self,
+            _peer: &NodeName,
+            hello: &Hello,
+            _takes_back: Option<TakesBack>,
+        ) -> Result<(Needs, Welcome), Rebuff> {
+            let welcome = Welcome { node: NodeId::default(), durable: hello.durable, horizon: Lsn::ZERO };
             match hello.name.as_str() {
                 "no" => Err(Rebuff::NoSpace),
-                _ => Ok(Welcome { node: NodeId::default(), durable: hello.durable, horizon: Lsn::ZERO }),
+                _ => Ok((Needs::default(), welcome)),
             }
+        }
+
+        fn jump(&self, _group: &GroupId, jump: Jump) -> Result<(), Rebuff> {
+            locked(&self.appended).push(jump.to.lsn);
+            Ok(())
         }
 
         fn append(&self, _group: &GroupId, batch: Batch) -> Result<(), Rebuff> {
@@ -210,17 +238,34 @@ mod tests {
             name: NodeName::new("east").expect("a name"),
             address: SocketAddr::from(([127, 0, 0, 1], 1)),
         };
-        let opened = gates.of("orders").open(log.clone(), peer, hello).await.expect("no panic");
-        opened.map(|(_, session)| session)
+        let opening = gates.of("orders").open(log.clone(), peer, hello, Some(TakesBack::No));
+        opening.await.expect("no panic").map(|(_, _, session)| session)
     }
 
-    fn batches(lsns: &[u64]) -> Vec<Batch> {
+    fn batches(lsns: &[u64]) -> Vec<Received> {
         let batch = |lsn: &u64| Batch {
             first: Lsn(*lsn),
             last: Lsn(*lsn),
             bytes: vec![bytes::Bytes::from_static(b"x")],
         };
-        lsns.iter().map(batch).collect()
+        lsns.iter().map(batch).map(Received::Batch).collect()
+    }
+
+    fn jump(to: u64) -> Vec<Received> {
+        let to = Tip { lsn: Lsn(to), ..Tip::default() };
+        vec![Received::Jump(Jump { from: Position::default(), to })]
+    }
+
+    /// R06, R12: a jump comes to the log in its place among the batches, and from the current session only.
+    #[tokio::test]
+    async fn a_jump_is_taken_in_its_turn() {
+        let (log, gates) = (Arc::new(Log::default()), Gates::default());
+        let old = open(&gates, &log, "orders").await.expect("a welcome");
+        let new = open(&gates, &log, "orders").await.expect("a welcome");
+        assert!(matches!(old.append(jump(70)).await, Ok(Err(Refused::Replaced))));
+        let received = jump(80).into_iter().chain(batches(&[81])).collect();
+        assert!(matches!(new.append(received).await, Ok(Ok(()))));
+        assert_eq!(*locked(&log.appended), [80, 81].map(Lsn));
     }
 
     /// R12: after a takeover nothing of the old session is appended, even if it does not know yet.

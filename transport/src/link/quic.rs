@@ -28,7 +28,8 @@ use std::time::Duration;
 /// What a listener lets a peer send before it is welcomed: its hello, and a little more.
 pub const OPENING_WINDOW_BYTES: u32 = 2 * super::frame::MAX_CONTROL_BYTES as u32;
 
-/// What a dialler lets a replica send that it has not read: acknowledgements, heartbeats, one refusal.
+/// What a dialler lets a replica send that it has not read: needs, acknowledgements, heartbeats, asks, one
+/// refusal.
 const REPLY_WINDOW_BYTES: u32 = 256 << 10;
 
 /// The smallest UDP payload that a QUIC path must carry; where each connection starts.

@@ -7,8 +7,8 @@
 //!
 //! Invariants:
 //!
-//! - Records come out in the order of their LSNs, each once, the first right behind the welcome's position. (The
-//!   stream cannot repeat or reorder them; a peer that does is broken, and the session ends. Records of an older
+//! - Records come out in the order of their LSNs, each once, the first right behind the welcome's position, or
+//!   behind the end of a jump, of which there is at most one, in front of them. (The stream cannot repeat or reorder them; a peer that does is broken, and the session ends. Records of an older
 //!   connection cannot come at all: a session knows only its own stream.)
 //! - An acknowledgement is sent for what the driver reported durable, and for nothing else.
 //! - Acknowledgements of one session never go back. Several that wait become one, the newest.
@@ -18,9 +18,9 @@
 //! It does not judge the hello, nor look into records: the engine does both.
 
 use super::decoder::Accept;
-use super::frame::{Acceptance, Frame, Heartbeat, Offer};
-use super::session::{Config, FEATURES, MINOR, Reason, Timer, Timers, Violation};
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer};
+use super::session::{Config, FEATURES, MAX_ASKS, MINOR, Reason, SPANS, TakesBack, Timer, Timers, Violation};
+use engine::peer::{Ask, Batch, Hello, Jump, Lack, MAX_LACKS, Needs, Rebuff, Welcome};
 use engine::types::{Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
@@ -30,8 +30,11 @@ const BATCH_OVERHEAD_BYTES: usize = 256;
 /// What the driver has to know or do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A primary asks to be accepted. Answered with [`Receiver::handle_verdict`].
-    Hello(Hello),
+    /// A primary asks to be accepted, and says whether it takes an old primary back; `None` if it knows of no
+    /// sync spans. Answered with [`Receiver::handle_verdict`].
+    Hello(Hello, Option<TakesBack>),
+    /// The records up to there will not come: the log goes on behind it. In front of any record.
+    Jump(Jump),
     /// Records to append, right behind those before.
     Append(Batch),
     /// A sign of life from the primary.
@@ -65,14 +68,21 @@ pub struct Receiver {
     config: Config,
     state: State,
     timers: Timers,
-    offered: u64,
-    /// The welcome, or a rebuff: sent before anything else, a rebuff even by a closed session.
-    answer: Option<Frame>,
+    /// The features offered, then those in force.
+    features: u64,
+    /// Needs and welcome, or a rebuff: sent before anything else, a rebuff even by a closed session.
+    answers: VecDeque<Frame>,
+    /// What waits to be asked.
+    asks: VecDeque<Ask>,
     heartbeat: Option<Heartbeat>,
     /// The newest durable position that was not yet sent.
     ack: Option<Position>,
     received: Lsn,
-    /// The newest durable position that was sent or waits in `ack` or `answer`.
+    /// The welcome's position, as long as a jump may start from it.
+    jump_from: Option<Position>,
+    /// Where a jump has led, until that position is durable here.
+    jumped: Option<Position>,
+    /// The newest durable position that was sent or waits in `ack` or `answers`.
     durable: Position,
     /// Batches that are not yet durable: last LSN, and length with overhead.
     unsettled: VecDeque<(Lsn, usize)>,
@@ -95,11 +105,14 @@ impl Receiver {
             config,
             state: State::Listening,
             timers,
-            offered: 0,
-            answer: None,
+            features: 0,
+            answers: VecDeque::new(),
+            asks: VecDeque::new(),
             heartbeat: None,
             ack: None,
             received: Lsn::ZERO,
+            jump_from: None,
+            jumped: None,
             durable: Position::default(),
             unsettled: VecDeque::new(),
             unsettled_bytes: 0,
@@ -118,10 +131,11 @@ impl Receiver {
             (State::Listening, Frame::Hello(Offer { minor: _, features, hello })) => {
                 self.state = State::Deciding;
                 self.timers.stop(Timer::Opening);
-                self.offered = features;
-                self.events.push_back(Event::Hello(hello));
+                self.features = features;
+                self.events.push_back(Event::Hello(hello, TakesBack::offered(features)));
             }
             (State::Streaming, Frame::Batch(batch)) => self.batch(batch),
+            (State::Streaming, Frame::Jump(jump)) => self.jump(jump),
             (State::Streaming, Frame::Heartbeat(heartbeat)) => {
                 self.events.push_back(Event::Heard(heartbeat));
             }
@@ -141,23 +155,33 @@ impl Receiver {
         self.violated(violation);
     }
 
-    /// The engine's answer to the hello.
+    /// The engine's answer to the hello. Needs that the primary cannot understand are as good as records that it
+    /// no longer has: it is refused then.
     ///
     /// # Panics
     ///
-    /// If there is no hello to answer.
-    pub fn handle_verdict(&mut self, now: Now, verdict: Result<Welcome, Rebuff>) {
+    /// If there is no hello to answer; if there are more than [`MAX_LACKS`] lacks.
+    pub fn handle_verdict(&mut self, now: Now, verdict: Result<(Needs, Welcome), Rebuff>) {
         if self.state == State::Closed {
             return;
         }
         assert_eq!(self.state, State::Deciding, "a verdict without a hello");
         match verdict {
-            Ok(welcome) => {
+            Ok((needs, welcome)) => {
+                assert!(needs.lacks.len() <= MAX_LACKS, "{} lacks", needs.lacks.len());
+                let spans = self.features & SPANS != 0;
+                if !spans && needs != Needs::default() {
+                    return self.handle_rebuff(Rebuff::TooFarBehind { durable: welcome.durable });
+                }
                 self.state = State::Streaming;
                 self.received = welcome.durable.lsn;
                 self.durable = welcome.durable;
-                let features = self.offered & FEATURES;
-                self.answer = Some(Frame::Welcome(Acceptance { minor: MINOR, features, welcome }));
+                self.jump_from = spans.then_some(welcome.durable);
+                // Without spans no other feature has a meaning.
+                self.features &= if spans { FEATURES } else { 0 };
+                self.answers.extend(split(&needs));
+                let features = self.features;
+                self.answers.push_back(Frame::Welcome(Acceptance { minor: MINOR, features, welcome }));
                 self.timers.set(Timer::Heartbeat, now.mono.plus_ms(self.config.heartbeat_ms));
                 self.timers.set(Timer::Silence, now.mono.plus_ms(self.config.silence_ms));
             }
@@ -178,16 +202,30 @@ impl Receiver {
         }
         assert!(self.state != State::Listening, "a rebuff without a hello");
         self.close(Reason::Rebuffed);
-        self.answer = Some(Frame::Rebuff(rebuff));
+        self.answers.push_back(Frame::Rebuff(rebuff));
+    }
+
+    /// Asks something of the primary. Ignored while no session streams, or with a primary that knows of no asks;
+    /// dropped if [`MAX_ASKS`] wait already.
+    pub fn handle_ask(&mut self, ask: Ask) {
+        if self.state == State::Streaming && self.features & SPANS != 0 && self.asks.len() < MAX_ASKS {
+            self.asks.push_back(ask);
+        }
     }
 
     /// The position up to which this node's log is durable. Acknowledged if it is news about records of this
     /// session; a position above what was received is not this session's affair (a promotion here appends, too)
-    /// and is not acknowledged.
+    /// and is not acknowledged. Nor is one that a jump has left out; its end is, once it is on record here.
     pub fn handle_durable(&mut self, now: Now, position: Position) {
         if self.state != State::Streaming || position.lsn <= self.durable.lsn || position.lsn > self.received
         {
             return;
+        }
+        if let Some(to) = self.jumped {
+            if position.lsn < to.lsn || position.lsn == to.lsn && position != to {
+                return;
+            }
+            self.jumped = None;
         }
         let was_paused = !self.wants_input();
         while let Some((last, len)) = self.unsettled.front().copied()
@@ -225,8 +263,9 @@ impl Receiver {
 
     /// The next frame to send.
     pub fn poll_transmit(&mut self) -> Option<Frame> {
-        self.answer
-            .take()
+        self.answers
+            .pop_front()
+            .or_else(|| self.asks.pop_front().map(Frame::Ask))
             .or_else(|| self.ack.take().map(Frame::Ack))
             .or_else(|| self.heartbeat.take().map(Frame::Heartbeat))
     }
@@ -274,6 +313,7 @@ impl Receiver {
         }
         let len = batch.len() + BATCH_OVERHEAD_BYTES;
         self.received = batch.last;
+        self.jump_from = None;
         self.unsettled_bytes += len;
         self.unsettled.push_back((batch.last, len));
         self.events.push_back(Event::Append(batch));
@@ -282,6 +322,22 @@ impl Receiver {
             // now. QUIC's own idle timeout still notices a dead network.
             self.timers.stop(Timer::Silence);
         }
+    }
+
+    fn jump(&mut self, jump: Jump) {
+        if self.features & SPANS == 0 {
+            return self.violated(Violation::NotInForce { frame: Kind::Jump });
+        }
+        let Some(stands) = self.jump_from.take() else {
+            return self.violated(Violation::LateJump { to: jump.to.lsn });
+        };
+        let ahead = jump.to.lsn > stands.lsn && jump.to.epoch >= stands.epoch;
+        if jump.from != stands || !ahead {
+            return self.violated(Violation::BadJump { stands, jump });
+        }
+        self.received = jump.to.lsn;
+        self.jumped = Some(jump.to.position());
+        self.events.push_back(Event::Jump(jump));
     }
 
     fn violated(&mut self, violation: Violation) {
@@ -294,12 +350,23 @@ impl Receiver {
         }
         self.state = State::Closed;
         self.timers = Timers::default();
-        self.answer = None;
+        self.answers.clear();
+        self.asks.clear();
         self.heartbeat = None;
         self.ack = None;
         self.unsettled.clear();
         self.unsettled_bytes = 0;
-        self.events.retain(|event| !matches!(event, Event::Append(_)));
+        self.events.retain(|event| !matches!(event, Event::Append(_) | Event::Jump(_)));
         self.events.push_back(Event::Lost(reason));
+    }
+}
+
+/// The frames that needs are told in: none if there is nothing to tell, and all but the last full.
+fn split(needs: &Needs) -> Vec<Frame> {
+    let part = |lacks: &[Lack]| Frame::Needs(Needs { coarse: needs.coarse, lacks: lacks.to_vec() });
+    match (needs.coarse, needs.lacks.is_empty()) {
+        (false, true) => Vec::new(),
+        (true, true) => vec![part(&[])],
+        (_, false) => needs.lacks.chunks(LACKS_PER_FRAME).map(part).collect(),
     }
 }

@@ -10,14 +10,15 @@
 //! - `acked ≤ sent ≤ durable`: nothing above this node's durable LSN is ever shipped, and no acknowledgement of
 //!   something that was not sent has any effect but to end the session.
 //! - Batches are contiguous, from right behind the replica's durable position.
+//!   (A jump moves `sent` ahead once, before the first of them.)
 //! - Bytes sent and not acknowledged stay within the window (and one record), whatever the replica does.
 //!
 //! It does not judge the replica's history: the engine does, between [`Event::Welcomed`] and
 //! [`Sender::handle_attached`]. It does not read the log: [`Sender::poll_want`] says what is wanted next.
 
-use super::frame::{Acceptance, Frame, Heartbeat, Offer, check_batch};
-use super::session::{Config, FEATURES, MINOR, Reason, Timer, Timers, Violation};
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer, check_batch};
+use super::session::{Config, MAX_ASKS, MINOR, Reason, SPANS, TakesBack, Timer, Timers, Violation};
+use engine::peer::{Ask, Batch, Hello, Jump, MAX_LACKS, Needs, Rebuff, Welcome};
 use engine::types::{Epoch, Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
@@ -25,12 +26,15 @@ use std::collections::VecDeque;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The replica accepts, from there on. The driver lets the engine verify the position against the log, then
-    /// calls [`Sender::handle_attached`], or drops the session.
-    Welcomed(Welcome),
+    /// calls [`Sender::handle_attached`], or drops the session. With what the replica lacks beside the records
+    /// that follow; `None` if it knows of no sync spans.
+    Welcomed(Welcome, Option<Needs>),
     /// Everything up to there is durable at the replica. Strictly increasing within a session.
     Acked(Position),
     /// A sign of life from the replica.
     Heard(Heartbeat),
+    /// The replica asks; never before [`Sender::handle_attached`]. The same may be asked again.
+    Asked(Ask),
     /// The replica refuses; [`Event::Lost`] follows.
     Rebuffed(Rebuff),
     /// The last event: the session is over.
@@ -79,9 +83,17 @@ pub struct Sender {
     in_flight: VecDeque<(Lsn, usize)>,
     in_flight_bytes: usize,
     epoch: Epoch,
+    /// The features offered, then those in force.
+    features: u64,
+    /// What the replica lacks, as far as it was told before the welcome.
+    needs: Option<Needs>,
+    /// Asked before the session was attached.
+    asks: Vec<Ask>,
     durable: Lsn,
     sent: Lsn,
     acked: Position,
+    /// Where a jump led: nothing in front of it was sent.
+    jumped: Lsn,
     events: VecDeque<Event>,
 }
 
@@ -92,13 +104,14 @@ impl Sender {
     ///
     /// If the limits of `config` contradict each other.
     #[must_use]
-    pub fn new(config: Config, now: Now, hello: Hello) -> Sender {
+    pub fn new(config: Config, now: Now, hello: Hello, takes_back: TakesBack) -> Sender {
         config.assert_valid();
         let mut timers = Timers::default();
         timers.set(Timer::Opening, now.mono.plus_ms(config.opening_ms));
         let durable = hello.durable.lsn;
         let epoch = hello.history.last().map_or(Epoch(0), |reign| reign.epoch);
-        let offer = Offer { minor: MINOR, features: FEATURES, hello };
+        let features = takes_back.offer();
+        let offer = Offer { minor: MINOR, features, hello };
         Sender {
             config,
             state: State::Opening,
@@ -108,9 +121,13 @@ impl Sender {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             epoch,
+            features,
+            needs: None,
+            asks: Vec::new(),
             durable,
             sent: Lsn::ZERO,
             acked: Position::default(),
+            jumped: Lsn::ZERO,
             events: VecDeque::new(),
         }
     }
@@ -123,6 +140,7 @@ impl Sender {
         self.handle_activity(now);
         let kind = frame.kind();
         match (self.state, frame) {
+            (State::Opening, Frame::Needs(needs)) => self.needs(now, needs),
             (State::Opening, Frame::Welcome(acceptance)) => self.welcomed(now, acceptance),
             (_, Frame::Rebuff(rebuff)) => {
                 self.events.push_back(Event::Rebuffed(rebuff));
@@ -132,6 +150,16 @@ impl Sender {
             (State::Attaching | State::Streaming, Frame::Heartbeat(heartbeat)) => {
                 self.events.push_back(Event::Heard(heartbeat));
             }
+            (State::Attaching | State::Streaming, Frame::Ask(_)) if self.features & SPANS == 0 => {
+                self.violated(Violation::NotInForce { frame: kind });
+            }
+            // Its welcome went out before it: the replica cannot know whether it is verified yet.
+            (State::Attaching, Frame::Ask(ask)) => {
+                if self.asks.len() < MAX_ASKS {
+                    self.asks.push(ask);
+                }
+            }
+            (State::Streaming, Frame::Ask(ask)) => self.events.push_back(Event::Asked(ask)),
             (state, _) => self.violated(Violation::Unexpected { frame: kind, state: state.words() }),
         }
     }
@@ -148,18 +176,30 @@ impl Sender {
         self.violated(violation);
     }
 
-    /// The engine has verified the welcome: records flow from right behind it.
+    /// The engine has verified the welcome: records flow from right behind it, or from right behind the end of a
+    /// jump.
     ///
     /// # Panics
     ///
-    /// If there is no welcome to answer.
-    pub fn handle_attached(&mut self) {
+    /// If there is no welcome to answer; if a jump does not lead from it to something that is durable here, or
+    /// the replica knows of no jumps.
+    pub fn handle_attached(&mut self, jump: Option<Jump>) {
         if self.state == State::Closed {
             return;
         }
         assert_eq!(self.state, State::Attaching, "attached without a welcome");
+        if let Some(jump) = jump {
+            assert!(self.features & SPANS != 0, "a jump for a replica that knows of none");
+            assert_eq!(jump.from, self.acked, "a jump that does not start at the welcome");
+            assert!(jump.to.lsn > self.sent, "a jump from LSN {} back to {}", self.sent, jump.to.lsn);
+            assert!(jump.to.epoch <= self.epoch, "a jump into epoch {}", jump.to.epoch);
+            self.sent = jump.to.lsn;
+            self.jumped = jump.to.lsn;
+            self.control.push_back(Frame::Jump(jump));
+        }
         assert!(self.sent <= self.durable, "attached at LSN {}, durable is {}", self.sent, self.durable);
         self.state = State::Streaming;
+        self.events.extend(std::mem::take(&mut self.asks).into_iter().map(Event::Asked));
     }
 
     /// This node's durable LSN: everything up to it may be shipped. Never goes back.
@@ -254,18 +294,49 @@ impl Sender {
         self.in_flight_bytes
     }
 
-    fn welcomed(&mut self, now: Now, acceptance: Acceptance) {
-        if acceptance.features & !FEATURES != 0 {
-            let accepted = acceptance.features;
-            return self.violated(Violation::Features { offered: FEATURES, accepted });
+    /// A part of what the replica lacks. The number of frames is bounded, since only full ones may follow each
+    /// other; so each may take its time.
+    fn needs(&mut self, now: Now, part: Needs) {
+        let mut needs = match self.needs.take() {
+            None => Needs { coarse: part.coarse, lacks: Vec::new() },
+            Some(needs) => {
+                let full = !needs.lacks.is_empty() && needs.lacks.len() % LACKS_PER_FRAME == 0;
+                if !full || part.lacks.is_empty() || part.coarse != needs.coarse {
+                    return self.violated(Violation::ScatteredNeeds);
+                }
+                needs
+            }
+        };
+        needs.lacks.extend(part.lacks);
+        if needs.lacks.len() > MAX_LACKS {
+            return self.violated(Violation::TooManyLacks { lacks: needs.lacks.len() });
         }
+        self.needs = Some(needs);
+        self.timers.set(Timer::Opening, now.mono.plus_ms(self.config.opening_ms));
+        // The replica's session has begun, and it listens for signs of life while it talks.
+        if !self.timers.is_set(Timer::Heartbeat) {
+            self.heartbeat(now);
+        }
+    }
+
+    fn welcomed(&mut self, now: Now, acceptance: Acceptance) {
+        let (offered, accepted) = (self.features, acceptance.features);
+        if accepted & !offered != 0 {
+            return self.violated(Violation::Features { offered, accepted });
+        }
+        let spans = accepted & SPANS != 0;
+        if self.needs.is_some() && !spans {
+            return self.violated(Violation::NotInForce { frame: Kind::Needs });
+        }
+        self.features = accepted;
         self.state = State::Attaching;
         self.acked = acceptance.welcome.durable;
         self.sent = acceptance.welcome.durable.lsn;
         self.timers.stop(Timer::Opening);
         self.heartbeat(now);
         self.handle_activity(now);
-        self.events.push_back(Event::Welcomed(acceptance.welcome));
+        let needs = spans.then(|| self.needs.take().unwrap_or_default());
+        self.events.push_back(Event::Welcomed(acceptance.welcome, needs));
     }
 
     fn acked(&mut self, position: Position) {
@@ -282,6 +353,10 @@ impl Sender {
         }
         if repeated {
             return;
+        }
+        if position.lsn < self.jumped {
+            // Between where the replica stood and where its log went on.
+            return self.violated(Violation::AckBeyondSent { acked: position.lsn, sent: before.lsn });
         }
         while let Some((last, len)) = self.in_flight.front().copied()
             && last <= position.lsn
@@ -311,6 +386,8 @@ impl Sender {
         self.state = State::Closed;
         self.timers = Timers::default();
         self.control.clear();
+        self.needs = None;
+        self.asks.clear();
         self.outgoing = None;
         self.in_flight.clear();
         self.in_flight_bytes = 0;

@@ -12,13 +12,13 @@
 use super::admission::{Admission, Counters, count};
 pub use super::admission::{Counts, Grants, Trust};
 use super::driver::{Clock, Closing, Code, End, Job, Sink, Standing, changed, finished, peer_chain};
-use super::gate::{Gates, Peer, Refused, Session};
+use super::gate::{Gates, Opened, Peer, Received, Refused, Session};
 use super::quic;
 use super::receiver::{Event, Receiver};
-use super::session::{Config as SessionConfig, Reason};
+use super::session::{Config as SessionConfig, Reason, TakesBack};
 use super::tls::{NodeName, Side};
 use super::wire::{Reader, Writer};
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
+use engine::peer::{Hello, Rebuff};
 use engine::types::Now;
 use quinn::VarInt;
 use std::sync::Arc;
@@ -160,7 +160,7 @@ struct Connection<S> {
 
 /// What a job has brought.
 enum Done<S: Sink> {
-    Judged(Result<(Welcome, Arc<Session<S>>), Rebuff>),
+    Judged(Result<Opened<S>, Rebuff>),
     Appended(Result<(), Refused>),
 }
 
@@ -168,6 +168,8 @@ enum Done<S: Sink> {
 struct Place<S: Sink> {
     session: Arc<Session<S>>,
     standing: watch::Receiver<Standing>,
+    /// The number of the last ask that the session has sent.
+    asked: u64,
 }
 
 impl<S: Sink> Connection<S> {
@@ -226,7 +228,7 @@ impl<S: Sink> Connection<S> {
         let mut writer = Writer::new(stream_out);
         let mut name = None;
         let mut place: Option<Place<S>> = None;
-        let mut waiting: Vec<Batch> = Vec::new();
+        let mut waiting: Vec<Received> = Vec::new();
         let mut job: Option<Job<Done<S>>> = None;
         loop {
             let now = clock.now();
@@ -238,20 +240,28 @@ impl<S: Sink> Connection<S> {
                 // Refusing comes first: the durable position may already be that of a log which has branched off.
                 match standing.refusing {
                     Some(rebuff) => receiver.handle_rebuff(rebuff),
-                    None => receiver.handle_durable(now, standing.durable),
+                    None => {
+                        receiver.handle_durable(now, standing.durable);
+                        let first = standing.asks.partition_point(|(number, _)| *number <= place.asked);
+                        for (number, ask) in &standing.asks[first..] {
+                            receiver.handle_ask(*ask);
+                            place.asked = *number;
+                        }
+                    }
                 }
             }
             take_frames(&mut receiver, &mut reader, now);
             while let Some(event) = receiver.poll_event() {
                 match event {
-                    Event::Hello(hello) => {
+                    Event::Hello(hello, takes_back) => {
                         name = Some(hello.name.clone());
-                        match self.judge(connection, peer, hello) {
+                        match self.judge(connection, peer, hello, takes_back) {
                             Ok(started) => job = Some(started),
                             Err(rebuff) => receiver.handle_verdict(now, Err(rebuff)),
                         }
                     }
-                    Event::Append(batch) => waiting.push(batch),
+                    Event::Jump(jump) => waiting.push(Received::Jump(jump)),
+                    Event::Append(batch) => waiting.push(Received::Batch(batch)),
                     Event::Heard(heartbeat) => {
                         if let Some(place) = &place {
                             let group = place.session.group();
@@ -282,14 +292,15 @@ impl<S: Sink> Connection<S> {
                 done = finished(&mut job) => {
                     job = None;
                     match done {
-                        Ok(Done::Judged(Ok((welcome, session)))) => {
+                        Ok(Done::Judged(Ok((needs, welcome, session)))) => {
                             count(&self.shared.counters.welcomed);
                             place = Some(Place {
                                 standing: self.shared.sink.standing(&session.group()),
                                 session,
+                                asked: 0,
                             });
                             connection.set_receive_window(VarInt::from_u32(self.shared.config.quic.receive_window_bytes));
-                            receiver.handle_verdict(clock.now(), Ok(welcome));
+                            receiver.handle_verdict(clock.now(), Ok((needs, welcome)));
                             reader.accept(receiver.accepts());
                             Ok(())
                         }
@@ -327,6 +338,7 @@ impl<S: Sink> Connection<S> {
         connection: &quinn::Connection,
         peer: &NodeName,
         hello: Hello,
+        takes_back: Option<TakesBack>,
     ) -> Result<Job<Done<S>>, Rebuff> {
         if !self.trust.borrow().grants.allows(peer, &hello.name) {
             count(&self.shared.counters.not_allowed);
@@ -334,7 +346,8 @@ impl<S: Sink> Connection<S> {
             return Err(Rebuff::NotAllowed);
         }
         let peer = Peer { name: peer.clone(), address: connection.remote_address() };
-        let opening = self.shared.gates.of(&hello.name).open(self.shared.sink.clone(), peer, hello);
+        let gate = self.shared.gates.of(&hello.name);
+        let opening = gate.open(self.shared.sink.clone(), peer, hello, takes_back);
         Ok(Box::pin(async move { Ok(Done::Judged(opening.await?)) }))
     }
 

@@ -4,13 +4,54 @@
 //! on. Nothing is repaired in place; the primary dials again and both start from what is durable.
 
 use super::frame::{self, Kind};
+use engine::peer::{Jump, MAX_LACKS};
 use engine::types::{Epoch, Lsn, Mono, Position};
 
 /// The minor version of `landfall/1` that this code speaks.
 pub const MINOR: u16 = 0;
 
-/// The optional features that this code can use, a bit for each. None is defined yet.
-pub const FEATURES: u64 = 0;
+/// Feature: both sides know what sync spans need of the link, the frames Needs, Jump and Ask.
+pub const SPANS: u64 = 1 << 0;
+
+/// Feature: the primary takes a fenced node that was primary before it as its replica, and what that node wrote
+/// alone is kept there as a branch. It counts only beside [`SPANS`].
+pub const TAKES_BACK: u64 = 1 << 1;
+
+/// The optional features that this code can use, a bit for each.
+pub const FEATURES: u64 = SPANS | TAKES_BACK;
+
+/// The most asks that wait to be sent, or to be heard once the session has attached. What comes on top is
+/// dropped: an ask is a wish, and whoever has it sees what comes of it.
+pub const MAX_ASKS: usize = 64;
+
+/// Whether a primary takes an old primary as its replica. See [`TAKES_BACK`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TakesBack {
+    /// It does not: the old primary stays fenced.
+    #[default]
+    No,
+    /// It does.
+    Yes,
+}
+
+impl TakesBack {
+    /// The features that a primary offers.
+    pub(super) fn offer(self) -> u64 {
+        match self {
+            TakesBack::No => SPANS,
+            TakesBack::Yes => SPANS | TAKES_BACK,
+        }
+    }
+
+    /// What the features offered by a primary say of it; `None` if it knows no sync spans.
+    pub(super) fn offered(features: u64) -> Option<TakesBack> {
+        match (features & SPANS != 0, features & TAKES_BACK != 0) {
+            (false, _) => None,
+            (true, false) => Some(TakesBack::No),
+            (true, true) => Some(TakesBack::Yes),
+        }
+    }
+}
 
 /// The limits and intervals of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +115,35 @@ pub enum Violation {
         frame: Kind,
         /// The state, in words.
         state: &'static str,
+    },
+    /// A frame that needs a feature which is not in force.
+    #[error("a {frame:?} frame, whose feature is not in force")]
+    NotInForce {
+        /// The frame.
+        frame: Kind,
+    },
+    /// A frame of needs behind one that was not full, or that says otherwise whether a sync span is open.
+    #[error("the needs go on behind their end, or contradict themselves")]
+    ScatteredNeeds,
+    /// More extents are lacking than a replica may tell of.
+    #[error("{lacks} extents are lacking, {MAX_LACKS} may be told of")]
+    TooManyLacks {
+        /// How many, with those of the frames before.
+        lacks: usize,
+    },
+    /// A jump that does not start at the replica's position, or does not lead ahead of it.
+    #[error("a jump from {:?} to {:?}, the replica stands at {stands:?}", .jump.from, .jump.to)]
+    BadJump {
+        /// Where it had to start.
+        stands: Position,
+        /// The jump.
+        jump: Jump,
+    },
+    /// A jump behind records, or behind another jump.
+    #[error("a jump to LSN {to}, in the middle of a session")]
+    LateJump {
+        /// Where it leads.
+        to: Lsn,
     },
     /// The replica accepted features that were not offered.
     #[error("features {accepted:#x} accepted, {offered:#x} offered")]

@@ -6,8 +6,9 @@
 use super::certs::{Ca, name};
 use super::samples;
 use bytes::Bytes;
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
-use engine::types::{Checksum, Epoch, GroupId, Lsn, Position, Timestamp};
+use engine::log::chain::Tip;
+use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, Welcome};
+use engine::types::{Checksum, Epoch, GroupId, Incarnation, Lsn, Position, Timestamp};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,7 +21,7 @@ use transport::link::frame::Heartbeat;
 use transport::link::quic;
 use transport::link::sender::Want;
 use transport::link::serve::{self, Counts, Grants, Listener, Trust};
-use transport::link::session;
+use transport::link::session::{self, TakesBack};
 use transport::link::tls::{Credentials, NodeName};
 
 /// How long a test waits for something that must come, before it fails. Nothing is measured by it.
@@ -66,6 +67,10 @@ pub struct Origin {
     pub cold_below: Mutex<Lsn>,
     /// While set, there is no hello.
     pub retired: AtomicBool,
+    /// What the next hello offers.
+    pub takes_back: Mutex<TakesBack>,
+    /// A replica that knows of jumps and stands before it is taken there.
+    pub jump_to: Mutex<Lsn>,
     pub told: Mutex<Told>,
     read_bytes: AtomicUsize,
     /// The most bytes that were read and not acknowledged, at any time.
@@ -87,6 +92,8 @@ pub struct Told {
     pub states: Vec<LinkState>,
     pub heartbeats: u64,
     pub attached: Vec<Lsn>,
+    pub needs: Vec<Option<Needs>>,
+    pub asked: Vec<Ask>,
     pub cold_reads: u64,
 }
 
@@ -117,6 +124,8 @@ impl Origin {
             durable: watch::Sender::new(Lsn::ZERO),
             cold_below: Mutex::new(Lsn::ZERO),
             retired: AtomicBool::new(false),
+            takes_back: Mutex::default(),
+            jump_to: Mutex::default(),
             told: Mutex::default(),
             read_bytes: AtomicUsize::new(0),
             peak_in_flight: AtomicUsize::new(0),
@@ -146,7 +155,8 @@ impl Origin {
         position(log.records.len() as u64, log.checksums.last().copied().unwrap_or_default())
     }
 
-    fn at(&self, lsn: Lsn) -> Option<Position> {
+    /// The position of that record.
+    pub fn at(&self, lsn: Lsn) -> Option<Position> {
         let log = self.log.lock().expect("no panic inside");
         match lsn.0 {
             0 => Some(Position::default()),
@@ -202,14 +212,34 @@ impl Source for Origin {
         })
     }
 
-    fn attach(&self, _peer: &NodeName, welcome: &Welcome) -> Result<(), Fault> {
+    fn takes_back(&self) -> TakesBack {
+        *self.takes_back.lock().expect("no panic inside")
+    }
+
+    fn attach(
+        &self,
+        _peer: &NodeName,
+        welcome: &Welcome,
+        needs: Option<&Needs>,
+    ) -> Result<Option<Jump>, Fault> {
         if self.at(welcome.durable.lsn) != Some(welcome.durable) {
             return Err(Fault::Diverged(welcome.durable));
         }
         let mut told = self.told.lock().expect("no panic inside");
         told.attached.push(welcome.durable.lsn);
         told.acked = welcome.durable;
-        Ok(())
+        told.needs.push(needs.cloned());
+        drop(told);
+        let target = *self.jump_to.lock().expect("no panic inside");
+        let jumps = needs.is_some() && target > welcome.durable.lsn;
+        Ok(jumps.then(|| {
+            let Position { epoch, lsn, checksum } = self.at(target).expect("a jump leads into the log");
+            Jump { from: welcome.durable, to: Tip { lsn, epoch, incarnation: Incarnation(1), checksum } }
+        }))
+    }
+
+    fn asked(&self, _peer: &NodeName, ask: Ask) {
+        self.told.lock().expect("no panic inside").asked.push(ask);
     }
 
     fn durable(&self) -> watch::Receiver<Lsn> {
@@ -258,6 +288,8 @@ pub struct Copy {
     standing: watch::Sender<Standing>,
     /// What a hello is answered with, instead of a welcome.
     pub refuse: Mutex<Option<Rebuff>>,
+    /// What is said to be lacking.
+    pub needs: Mutex<Needs>,
 }
 
 #[derive(Default)]
@@ -275,6 +307,11 @@ struct CopyLog {
     /// Syncs happen only when asked for.
     lazy: bool,
     hellos: u64,
+    /// What the last hello said.
+    takes_back: Option<TakesBack>,
+    jumps: Vec<Jump>,
+    /// So many jumps are refused.
+    spoilt_jumps: u64,
     heartbeats: u64,
     broken: Option<String>,
     states: Vec<LinkState>,
@@ -287,6 +324,7 @@ impl Copy {
             resumed: Condvar::new(),
             standing: watch::Sender::default(),
             refuse: Mutex::default(),
+            needs: Mutex::default(),
         })
     }
 
@@ -294,7 +332,21 @@ impl Copy {
         self.inner.lock().expect("no panic inside")
     }
 
-    /// From now on appends wait, or no longer.
+    /// As above, once appends need not wait.
+    fn unblocked(&self) -> std::sync::MutexGuard<'_, CopyLog> {
+        let mut log = self.log();
+        while log.blocked {
+            log.waiting = true;
+            let (held, waited) = self.resumed.wait_timeout(log, 2 * PATIENCE).expect("no panic inside");
+            // A test that failed must be able to end.
+            assert!(!waited.timed_out(), "an append was blocked and never released");
+            log = held;
+        }
+        log.waiting = false;
+        log
+    }
+
+    /// From now on appends and jumps wait, or no longer.
     pub fn block(&self, blocked: bool) {
         self.log().blocked = blocked;
         self.resumed.notify_all();
@@ -325,6 +377,25 @@ impl Copy {
     pub fn set_refusing(&self, rebuff: Option<Rebuff>) {
         *self.refuse.lock().expect("no panic inside") = rebuff.clone();
         self.standing.send_modify(|standing| standing.refusing = rebuff);
+    }
+
+    /// What this node wants of its primary, from now on.
+    pub fn set_asks(&self, asks: &[(u64, Ask)]) {
+        self.standing.send_modify(|standing| standing.asks = Arc::from(asks));
+    }
+
+    /// What the last primary said of old primaries.
+    pub fn takes_back(&self) -> Option<TakesBack> {
+        self.log().takes_back
+    }
+
+    /// The next jumps are refused.
+    pub fn spoil_jumps(&self, count: u64) {
+        self.log().spoilt_jumps = count;
+    }
+
+    pub fn jumps(&self) -> Vec<Jump> {
+        self.log().jumps.clone()
     }
 
     pub fn received(&self) -> u64 {
@@ -358,27 +429,45 @@ impl Copy {
         assert_eq!(position(log.received, log.checksum), origin.position());
     }
 
-    fn hello(&self, hello: &Hello) -> Result<Welcome, Rebuff> {
-        self.log().hellos += 1;
+    fn hello(&self, hello: &Hello, takes_back: Option<TakesBack>) -> Result<(Needs, Welcome), Rebuff> {
+        let mut log = self.log();
+        log.hellos += 1;
+        log.takes_back = takes_back;
+        drop(log);
         if let Some(rebuff) = self.refuse.lock().expect("no panic inside").clone() {
             return Err(rebuff);
         }
         assert_eq!(hello.history, samples::history());
         self.sync();
         let durable = self.standing.borrow().durable;
-        Ok(Welcome { node: samples::REPLICA, durable, horizon: Lsn(1) })
+        let needs = self.needs.lock().expect("no panic inside").clone();
+        Ok((needs, Welcome { node: samples::REPLICA, durable, horizon: Lsn(1) }))
+    }
+
+    fn jump(&self, jump: Jump) -> Result<(), Rebuff> {
+        let mut log = self.unblocked();
+        if log.spoilt_jumps > 0 {
+            log.spoilt_jumps -= 1;
+            return Err(Rebuff::NoSpace);
+        }
+        if position(log.received, log.checksum) != jump.from {
+            let stands = log.received;
+            log.broken.get_or_insert(format!("{jump:?} at LSN {stands}"));
+            return Err(Rebuff::Failed);
+        }
+        log.jumps.push(jump);
+        log.received = jump.to.lsn.0;
+        log.checksum = jump.to.checksum.0;
+        let lazy = log.lazy;
+        drop(log);
+        if !lazy {
+            self.sync();
+        }
+        Ok(())
     }
 
     fn append(&self, batch: Batch) -> Result<(), Rebuff> {
-        let mut log = self.log();
-        while log.blocked {
-            log.waiting = true;
-            let (held, waited) = self.resumed.wait_timeout(log, 2 * PATIENCE).expect("no panic inside");
-            // A test that failed must be able to end.
-            assert!(!waited.timed_out(), "an append was blocked and never released");
-            log = held;
-        }
-        log.waiting = false;
+        let mut log = self.unblocked();
         let bytes = batch.bytes.concat();
         let mut rest = &bytes[..];
         for lsn in batch.first.0..=batch.last.0 {
@@ -429,11 +518,20 @@ impl Copies {
 }
 
 impl Sink for Copies {
-    fn hello(&self, _peer: &NodeName, hello: &Hello) -> Result<Welcome, Rebuff> {
+    fn hello(
+        &self,
+        _peer: &NodeName,
+        hello: &Hello,
+        takes_back: Option<TakesBack>,
+    ) -> Result<(Needs, Welcome), Rebuff> {
         if !self.known(&hello.group) {
             return Err(Rebuff::WrongGroup);
         }
-        self.of(&hello.group).hello(hello)
+        self.of(&hello.group).hello(hello, takes_back)
+    }
+
+    fn jump(&self, group: &GroupId, jump: Jump) -> Result<(), Rebuff> {
+        self.of(group).jump(jump)
     }
 
     fn append(&self, group: &GroupId, batch: Batch) -> Result<(), Rebuff> {

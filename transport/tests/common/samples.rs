@@ -1,8 +1,11 @@
 //! One message of each kind, with every field different from zero and from its neighbours.
 
 use bytes::Bytes;
-use engine::peer::{Batch, Hello, Rebuff, Welcome};
-use engine::types::{Checksum, Epoch, GroupId, Lsn, NodeId, Position, Reign, Timestamp};
+use engine::log::chain::Tip;
+use engine::peer::{Ask, Batch, Hello, Jump, Lack, Needs, Rebuff, Welcome};
+use engine::types::{
+    Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, NodeId, Position, Reign, Timestamp, VolumeId,
+};
 use transport::link::frame::{Acceptance, Frame, Heartbeat, Offer};
 
 pub const GROUP: GroupId = GroupId(*b"group-0123456789");
@@ -47,6 +50,21 @@ pub fn heartbeat(durable: u64) -> Heartbeat {
     Heartbeat { wall: Timestamp(1_800_000_000_123_456_789), durable: Lsn(durable) }
 }
 
+pub fn lack(volume: u32, offset: u64, len: u64) -> Lack {
+    Lack { volume: VolumeId(volume), extent: Extent::new(offset, len) }
+}
+
+/// So many extents, each different.
+pub fn lacks(count: usize) -> Vec<Lack> {
+    (0..count as u64).map(|at| lack(1 + (at % 5) as u32, at << 16, 4_096 + at)).collect()
+}
+
+/// In the primary's reign, between two LSNs.
+pub fn jump(from: u64, to: u64) -> Jump {
+    let Position { epoch, lsn, checksum } = position(2, to);
+    Jump { from: position(2, from), to: Tip { lsn, epoch, incarnation: Incarnation(6), checksum } }
+}
+
 /// Every frame that the protocol has, each variant of each message, by the name of its fixture.
 pub fn frames() -> Vec<(&'static str, Frame)> {
     vec![
@@ -63,5 +81,17 @@ pub fn frames() -> Vec<(&'static str, Frame)> {
         ("batch", Frame::Batch(batch(78, 3, 7))),
         ("ack", Frame::Ack(position(2, 80))),
         ("heartbeat", Frame::Heartbeat(heartbeat(99))),
+        (
+            "needs",
+            Frame::Needs(Needs {
+                coarse: true,
+                lacks: vec![lack(3, 0x1000, 0x2000), lack(4, 0x5_0000_7000, 0x200)],
+            }),
+        ),
+        ("needs-coarse", Frame::Needs(Needs { coarse: true, lacks: Vec::new() })),
+        ("needs-lacks", Frame::Needs(Needs { coarse: false, lacks: vec![lack(3, 0x1000, 0x2000)] })),
+        ("jump", Frame::Jump(jump(77, 90))),
+        ("ask-handover", Frame::Ask(Ask::Handover)),
+        ("ask-repair", Frame::Ask(Ask::Repair(lack(3, 0x1000, 0x2000)))),
     ]
 }
