@@ -2,7 +2,7 @@
 
 use super::Log;
 use super::chain::Tip;
-use super::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed};
+use super::format::{Fault, HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed};
 use super::scan::{Depth, Scan};
 use super::segment::Segment;
 use crate::peer::Batch;
@@ -159,30 +159,44 @@ impl Read {
     /// # Errors
     /// [`ReadError`]; nothing that fails its checksum is ever handed out.
     pub fn run(self) -> Result<Batch, ReadError> {
-        let slot = self.segment.slot;
-        let (offset, tip) = self.segment.place_before(self.from);
-        let mut scan = Scan::new(self.segment.file.clone(), self.seed, self.segment.end, offset, tip);
-        let mut out = BytesMut::new();
-        let mut last = self.from.prev();
-        while last < self.upto.min(self.segment.last) {
-            let skip = scan.tip().lsn.next() < self.from;
-            let depth = if skip { Depth::Headers } else { Depth::Whole };
-            let (mut header, payload) = step(&mut scan, slot, depth)?;
-            if skip {
-                continue;
+        let Read { segment, seed, from, upto, max_bytes } = self;
+        let slot = segment.slot;
+        let (offset, tip) = segment.place_before(from);
+        let mut scan = Scan::new(segment.file.clone(), seed, segment.end, offset, tip);
+        while scan.tip().lsn.next() < from {
+            step(&mut scan, slot, Depth::Headers)?;
+        }
+        let (start, mut tip) = (scan.offset(), scan.tip());
+        // What is read is what is sent: records are checked where they lie.
+        let mut bytes = BytesMut::new();
+        read_to(&segment, start, &mut bytes, max_bytes)?;
+        let mut used = 0;
+        while tip.lsn < upto.min(segment.last) {
+            let damaged =
+                |stop| ReadError::Damaged { slot, offset: start + used as u64, lsn: tip.lsn.next(), stop };
+            if used == 0 {
+                read_to(&segment, start, &mut bytes, HEADER_BYTES)?;
             }
-            if !out.is_empty() && out.len() + header.record_len() > self.max_bytes {
+            if bytes.len() - used < HEADER_BYTES && used > 0 {
                 break;
             }
-            let start = out.len();
-            let mut bytes = [0; HEADER_BYTES];
-            header.encode(self.seed, &mut bytes);
-            out.extend_from_slice(&bytes);
-            out.extend_from_slice(&payload);
-            out.resize(start + header.record_len(), 0);
-            last = header.lsn;
+            let header = Header::decode(seed, &bytes[used..]).map_err(|fault| damaged(fault.into()))?;
+            tip.check_next(&header).map_err(|broken| damaged(broken.into()))?;
+            let end = used + header.record_len();
+            if end > bytes.len() {
+                if used > 0 {
+                    break;
+                }
+                // Longer than a batch: it comes alone.
+                read_to(&segment, start, &mut bytes, end)?;
+            }
+            let payload = bytes.get(used + HEADER_BYTES..end).ok_or_else(|| damaged(Fault::Cut.into()))?;
+            header.check_payload(seed, payload).map_err(|fault| damaged(fault.into()))?;
+            tip = tip.advanced(&header);
+            used = end;
         }
-        Ok(Batch { first: self.from, last, bytes: vec![out.freeze()] })
+        bytes.truncate(used);
+        Ok(Batch { first: from, last: tip.lsn, bytes: vec![bytes.freeze()] })
     }
 }
 
@@ -215,6 +229,23 @@ impl Headers {
         }
         Ok(if self.segments.is_empty() { self.upto } else { covered })
     }
+}
+
+/// Makes `bytes`, which were read from `start` of a segment, `len` long; shorter at the end of its records.
+fn read_to(segment: &Segment, start: u64, bytes: &mut BytesMut, len: usize) -> Result<(), ReadError> {
+    let there = bytes.len();
+    let len = (segment.end - start).min(len as u64) as usize;
+    if len <= there {
+        return Ok(());
+    }
+    if there == 0 {
+        // Memory that the system gives as zeros need not be written twice.
+        *bytes = BytesMut::zeroed(len);
+    } else {
+        bytes.resize(len, 0);
+    }
+    let read = segment.file.read_at(&mut bytes[there..], start + there as u64);
+    read.map_err(|error| ReadError::Io { slot: segment.slot, error })
 }
 
 impl Log {
