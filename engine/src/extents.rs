@@ -130,7 +130,11 @@ impl Blocks {
 
     fn remove(&mut self, extent: Extent, size: u64) {
         let first = extent.offset.div_ceil(BLOCK_BYTES);
-        let end = if extent.end() >= size { extent.end().div_ceil(BLOCK_BYTES) } else { extent.end() / BLOCK_BYTES };
+        let end = if extent.end() >= size {
+            extent.end().div_ceil(BLOCK_BYTES)
+        } else {
+            extent.end() / BLOCK_BYTES
+        };
         if first >= end {
             return;
         }
@@ -249,7 +253,8 @@ mod tests {
                 let extent = Extent::new(offset, 1 + next((size - offset).min(longest)));
                 if next(3) > 0 {
                     set.insert(ID, extent);
-                    array[(extent.offset / BLOCK_BYTES) as usize..=((extent.end() - 1) / BLOCK_BYTES) as usize]
+                    array[(extent.offset / BLOCK_BYTES) as usize
+                        ..=((extent.end() - 1) / BLOCK_BYTES) as usize]
                         .fill(true);
                 } else {
                     set.remove(ID, extent, size);

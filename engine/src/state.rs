@@ -348,10 +348,8 @@ impl StateFile {
 fn encode(state: &State, sequence: u64) -> Option<Vec<u8>> {
     let mut body = bincode::encode_to_vec(state, BODY).ok()?;
     // An older program understands what has nothing new in it.
-    let is_new = !state.gaps.is_empty()
-        || !state.coarse.is_empty()
-        || !state.lost.is_empty()
-        || state.lacks_file != 0;
+    let is_new =
+        !state.gaps.is_empty() || !state.coarse.is_empty() || !state.lost.is_empty() || state.lacks_file != 0;
     if !is_new {
         body.truncate(body.len() - ADDED_FIELDS);
     }

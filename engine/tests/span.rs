@@ -36,7 +36,8 @@ struct Pair {
 
 fn small(config: Config) -> Config {
     let log = LogLimits { segment_bytes: 64 << 10, log_bytes: 8 * (64 << 10), recent_bytes: 32 << 10 };
-    let limits = Limits { log, spare_segments: 1, apply_bytes: 32 << 10, checkpoint_ms: 100, ..config.limits };
+    let limits =
+        Limits { log, spare_segments: 1, apply_bytes: 32 << 10, checkpoint_ms: 100, ..config.limits };
     Config { on_full: OnFull::Track, limits, ..config }
 }
 
@@ -201,9 +202,12 @@ impl Pair {
             }
             for volume in [A, B] {
                 if self.replica.node.volume_specs().any(|spec| spec.id == volume) {
+                    let (seen, expected) = (self.replica.read_point(volume, at), self.image(volume, at));
+                    let differs = (0..seen.len()).find(|&byte| seen[byte] != expected[byte]);
                     assert!(
-                        self.replica.read_point(volume, at) == self.image(volume, at),
-                        "the point at LSN {at} of {volume:?}"
+                        differs.is_none(),
+                        "the point at LSN {at} of {volume:?} differs at {differs:?}: {window:?} {:?}",
+                        self.replica.node.coarse(),
                     );
                 }
             }
@@ -238,8 +242,7 @@ impl Pair {
 #[test]
 fn r06_w20_an_outage_longer_than_the_log_is_made_up_for_by_a_span() {
     let (mut jumps, mut spans) = (0, 0);
-    for seed in std::env::var("FROM").map_or(1, |v| v.parse().unwrap())..=1500 {
-        if std::env::var("FROM").is_ok() { eprintln!("SEED {seed}"); }
+    for seed in 1..=40 {
         let mut pair = Pair::new(seed);
         pair.connect();
         for _ in 0..700 {

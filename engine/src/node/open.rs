@@ -13,7 +13,8 @@ use super::config::{Config, Start};
 use super::span::Lack;
 use super::{Follower, Node, Volume, coarse, work::Work};
 use crate::event::{
-    FLAG_AGAIN, FLAG_COPY, FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body, encode_body,
+    FLAG_AGAIN, FLAG_COPY, FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body,
+    encode_body,
 };
 use crate::extents::Extents;
 use crate::index::{Index, Source};
@@ -392,8 +393,11 @@ fn load(
         })
         .collect();
     let applied = if replays { state.applied } else { log.tip().lsn };
+    let mut work = Work::new(applied);
+    // What was found in the log goes on record before the log is freed.
+    work.lacks_changed = !state.lost.is_empty();
     let mut node = Node {
-        work: Work::new(applied),
+        work,
         config,
         storage,
         file,
@@ -419,11 +423,7 @@ fn load(
 }
 
 /// What replicas lacked when the node was last at work; those that have everything since are known by the log.
-fn read_lacks(
-    storage: &dyn Storage,
-    config: &Config,
-    state: &State,
-) -> Result<Vec<(Lost, Extents)>, Error> {
+fn read_lacks(storage: &dyn Storage, config: &Config, state: &State) -> Result<Vec<(Lost, Extents)>, Error> {
     let dir = &config.dir;
     lacks::remove_others(storage, dir, state.lacks_file).map_err(io(dir))?;
     let mut known = match state.lacks_file {

@@ -5,6 +5,7 @@
 //! `Node::settle` says so. Reads of the batch are planned after its writes, so they see them.
 
 use super::config::OnFull;
+use super::span::JoinError;
 use super::{Node, Ticket, Volume, open};
 use crate::event::{FLAG_NO_HOLE, Kind};
 use crate::guest::{Completion, MAX_REQUEST_BYTES, Op, Refusal, Reply, Request};
@@ -12,7 +13,6 @@ use crate::index::Origin;
 use crate::log::ship::Stretch;
 use crate::log::{self, Draft};
 use crate::overlay::{Content, gaps};
-use super::span::JoinError;
 use crate::peer::{Hello, Jump, Needs, Rebuff, Welcome};
 use crate::read::{From, Plan, is_zero};
 use crate::state::Role;
@@ -376,7 +376,9 @@ impl Node {
             let lacks = self.followers[replica].lack.is_some();
             return match is_held && !lacks {
                 true => Ok(None),
-                false => Err(AttachError::TooFarBehind { needed: theirs.lsn.next(), first: self.log.first() }),
+                false => {
+                    Err(AttachError::TooFarBehind { needed: theirs.lsn.next(), first: self.log.first() })
+                }
             };
         };
         self.join(now, replica, welcome, needs, is_held).map_err(|error| match error {
@@ -430,7 +432,8 @@ impl Node {
 
     /// Up to where no replica that the log is kept for needs it; the log's end if there is none.
     pub(crate) fn held_for_replicas(&self) -> Lsn {
-        let keeps = |follower: &&super::Follower| follower.lack.as_ref().is_none_or(super::span::Lack::holds_log);
+        let keeps =
+            |follower: &&super::Follower| follower.lack.as_ref().is_none_or(super::span::Lack::holds_log);
         let slowest = self.followers.values().filter(keeps).map(|follower| follower.held).min();
         slowest.unwrap_or(self.log.durable().lsn)
     }

@@ -331,9 +331,7 @@ impl Node {
         // Everything that it lacks is known: noted, or in the log.
         let covered = match is_held {
             true => !needs.coarse || knows,
-            false => {
-                is_ours && !is_new && lack.is_some_and(|lack| lack.tracked && theirs.lsn >= lack.since)
-            }
+            false => is_ours && !is_new && lack.is_some_and(|lack| lack.tracked && theirs.lsn >= lack.since),
         };
         if !covered {
             // In a span that this node knows nothing of, so that its newest points are of no use to anybody.
@@ -381,7 +379,8 @@ impl Node {
         self.append_control(now, epoch, Kind::SpanBegin, VolumeId(0), &body).map_err(JoinError::Log)?;
         for spec in volumes {
             let body = encode_body(&VolumeDefined { name: spec.name, size: spec.size });
-            self.append_flagged(now, epoch, Kind::Volume, FLAG_AGAIN, spec.id, &body).map_err(JoinError::Log)?;
+            self.append_flagged(now, epoch, Kind::Volume, FLAG_AGAIN, spec.id, &body)
+                .map_err(JoinError::Log)?;
         }
         let follower = self.followers.get_mut(replica).expect("it was looked up before");
         let lack = follower.lack.as_mut().expect("a span is for what is lacked");
@@ -410,7 +409,9 @@ impl Node {
         let undecided = self.work.is_bulk_out();
         let first = self.log.first();
         let Some(follower) = self.followers.get_mut(replica) else { return };
-        let Some(lack) = follower.lack.as_mut().filter(|lack| !lack.joined && follower.connected) else { return };
+        let Some(lack) = follower.lack.as_mut().filter(|lack| !lack.joined && follower.connected) else {
+            return;
+        };
         if undecided || follower.acknowledged.next() < first {
             return;
         }
@@ -444,9 +445,11 @@ impl Node {
 
     /// Whether a copy could be read now.
     pub(crate) fn copy_is_due(&self, now: Now) -> bool {
-        now.mono >= self.work.copy_at && self.followers.values().any(|follower| {
-            follower.connected && follower.lack.as_ref().is_some_and(Lack::is_ready)
-        })
+        now.mono >= self.work.copy_at
+            && self
+                .followers
+                .values()
+                .any(|follower| follower.connected && follower.lack.as_ref().is_some_and(Lack::is_ready))
     }
 
     /// The next copy to read, or the end of a span.
@@ -465,7 +468,8 @@ impl Node {
         let names: Vec<String> = self.followers.keys().cloned().collect();
         for replica in names {
             let follower = &self.followers[&replica];
-            let Some(lack) = follower.lack.as_ref().filter(|lack| follower.connected && lack.is_ready()) else {
+            let Some(lack) = follower.lack.as_ref().filter(|lack| follower.connected && lack.is_ready())
+            else {
                 continue;
             };
             let found = lack.extents.next(lack.cursor, LOOK_BYTES);
@@ -477,7 +481,9 @@ impl Node {
                 match found {
                     // Of a volume that is gone, or behind its end.
                     Some((id, run)) => self.lack_of(&replica).extents.remove(id, run, run.end()),
-                    None if !lack.extents.is_empty() && idle => self.lack_of(&replica).cursor = (VolumeId(0), 0),
+                    None if !lack.extents.is_empty() && idle => {
+                        self.lack_of(&replica).cursor = (VolumeId(0), 0)
+                    }
                     None if idle => self.end_span(now, &replica),
                     None => {}
                 }

@@ -883,7 +883,9 @@ impl Node {
             {
                 break;
             }
-            let Some(horizon) = self.retired_by(segment.last).filter(|&horizon| horizon <= keep) else { break };
+            let Some(horizon) = self.retired_by(segment.last).filter(|&horizon| horizon <= keep) else {
+                break;
+            };
             bytes -= segment.end;
             used -= segment.header.len;
             if segment.last > self.state.base {
