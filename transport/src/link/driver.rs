@@ -106,7 +106,8 @@ pub trait Source: Send + Sync + 'static {
 pub trait Sink: Send + Sync + 'static {
     /// Judges a hello *(blocking)*. The peer's right to the group's name has been checked. `takes_back` is what
     /// the primary says of old primaries; `None` if it knows of no sync spans, and then needs other than none are
-    /// answered with [`Rebuff::TooFarBehind`] by the link.
+    /// answered with [`Rebuff::TooFarBehind`] by the link. More lacks than
+    /// [`MAX_LACKS`](engine::peer::MAX_LACKS) are a bug.
     ///
     /// The first batch appended after a welcome starts right behind the welcome's position, or behind the end of
     /// the one jump in front of it. What an older session

@@ -8,8 +8,9 @@
 //! Invariants:
 //!
 //! - Records come out in the order of their LSNs, each once, the first right behind the welcome's position, or
-//!   behind the end of a jump, of which there is at most one, in front of them. (The stream cannot repeat or reorder them; a peer that does is broken, and the session ends. Records of an older
-//!   connection cannot come at all: a session knows only its own stream.)
+//!   behind the end of a jump, of which there is at most one, in front of them. (The stream cannot repeat or
+//!   reorder them; a peer that does is broken, and the session ends. Records of an older connection cannot come at
+//!   all: a session knows only its own stream.)
 //! - An acknowledgement is sent for what the driver reported durable, and for nothing else.
 //! - Acknowledgements of one session never go back. Several that wait become one, the newest.
 //! - When more than the limit is received and not yet durable, [`Receiver::wants_input`] is false; the driver
