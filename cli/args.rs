@@ -205,6 +205,24 @@ pub(crate) enum Log {
         /// The group's folder in a data directory
         dir: PathBuf,
     },
+    /// Write what guests did, without their bytes, as a workload for `landfall sim`
+    ExportTrace(ExportTrace),
+}
+
+/// Arguments of `log export-trace`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportTrace {
+    /// The group's folder in a data directory
+    pub(crate) dir: PathBuf,
+    /// The first LSN [default: the oldest]
+    #[arg(long, value_name = "LSN")]
+    pub(crate) from: Option<u64>,
+    /// The last LSN [default: the newest]
+    #[arg(long, value_name = "LSN")]
+    pub(crate) to: Option<u64>,
+    /// The file to write [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// Reads the process's arguments; ends it with a message if they are wrong, or with help if that is asked for.

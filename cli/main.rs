@@ -72,5 +72,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Sim(command) => sim::run(command, global.form()),
         Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
         Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),
+        Command::Log(args::Log::ExportTrace(arguments)) => {
+            commands::export::run(arguments, node::export_trace)
+        }
     }
 }

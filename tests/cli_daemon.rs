@@ -264,4 +264,54 @@ fn a_second_daemon_on_the_same_directory_is_refused() {
     world.wait("east", |status| (status["groups"][0]["state"]["name"] == "serving").then_some(()));
     // Nor is a log read under a daemon's hands.
     world.run("log verify east/data/groups/db").code(3);
+    world.run("log export-trace east/data/groups/db -o db.trace").code(3);
+    assert!(!world.path("db.trace").exists());
+}
+
+/// A team's own load, without its bytes, through an outage in the simulator; and again from the run's trace.
+#[test]
+fn a_log_is_exported_and_played_in_the_simulator() {
+    let mut world = World::new();
+    world.write(0xA7);
+    world.write(0xA8);
+    world.daemons.iter_mut().for_each(|daemon| assert_eq!(terminate(daemon), Some(0)));
+    world.daemons.clear();
+
+    world.run("log export-trace east/data/groups/db -o db.trace").ok();
+    let text = fs::read_to_string(world.path("db.trace")).unwrap();
+    assert_eq!(world.run("log export-trace east/data/groups/db").ok(), text, "stdout has the same");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[0]["format"], &lines[0]["version"]), (&"landfall-workload".into(), &1.into()));
+    let written = lines.iter().filter(|line| line["kind"] == "write" && line["volume"] == "data");
+    assert_eq!(written.filter_map(|line| line["length"].as_u64()).sum::<u64>(), 2 * 65_536);
+    let last = lines.last().unwrap()["lsn"].as_u64().unwrap();
+    let part = world.run(&format!("log export-trace east/data/groups/db --from {last} --to {last}")).ok();
+    assert_eq!(part.lines().count(), 2, "{part}");
+    world.run(&format!("log export-trace east/data/groups/db --from {}", last + 1)).code(2);
+    world.run("log export-trace nowhere").code(2);
+    let unwritable = world.run("log export-trace east/data/groups/db -o none/db.trace").code(1);
+    assert!(unwritable.contains("none/db.trace cannot be written"), "{unwritable}");
+    let left = fs::read_dir(&world.dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.filter(|name| name.to_string_lossy().contains(".trace")).count(), 1);
+
+    let workload = "[workload]\nkind = \"trace\"\nfile = \"db.trace\"\nvolumes_kib = [1024]\n";
+    let outage = world.run("sim scenarios region-outage").ok();
+    let scenario = format!("{}{workload}", outage.split("[assert]").next().unwrap());
+    fs::create_dir(world.path("ours")).unwrap();
+    fs::write(world.path("ours/ours.toml"), &scenario).unwrap();
+    let missing = world.run("sim run --scenario ours/ours.toml").code(2);
+    assert!(missing.contains("db.trace cannot be read"), "{missing}");
+    fs::rename(world.path("db.trace"), world.path("ours/db.trace")).unwrap();
+    let run = "sim run --scenario ours/ours.toml --json";
+    let hash = world.run(run).json()["trace_hash"].clone();
+    let again = world.run(&format!("{run} --trace run.trace")).json()["trace_hash"].clone();
+    assert_eq!(hash, again);
+    world.run("sim replay run.trace").ok();
+    // Another file under that name is another run.
+    fs::write(world.path("ours/db.trace"), format!("{text}\n")).unwrap();
+    let other = world.run("sim replay run.trace").code(3);
+    assert!(other.contains("is not the file that the run in run.trace was made with"), "{other}");
+    fs::write(world.path("ours/db.trace"), text.replace("\"version\":1", "\"version\":7")).unwrap();
+    let version = world.run(run).code(2);
+    assert!(version.contains("line 1: it is of version 7, and this reads version 1"), "{version}");
 }

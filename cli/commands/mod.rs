@@ -7,7 +7,9 @@
 //! | [`mount`] | `mount-point`, `unmount` |
 //! | [`failover`] | `failover` |
 //! | [`log`] | `log inspect`, `log verify` |
+//! | [`export`] | `log export-trace` |
 
+pub(crate) mod export;
 pub(crate) mod failover;
 pub(crate) mod log;
 pub(crate) mod mount;

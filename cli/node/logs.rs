@@ -1,15 +1,88 @@
-//! `log inspect` and `log verify`: a group's folder on disk, read whole and left as it is.
+//! `log inspect`, `log verify` and `log export-trace`: a group's folder on disk, read whole and left as it is.
 
+use crate::args::ExportTrace;
+use crate::commands::export::Sink;
 use crate::commands::log::{Inspection, Outcome, Segment, Verification};
 use crate::control::api::{At, Branch, Moment, Reign, Role, Stretch};
 use crate::exit::Failure;
+use ::sim::recorded::{Line, Volume};
+use engine::event::{Kind, Marked, VolumeDefined, decode_body};
+use engine::log::format::{Header, SEGMENT_HEADER_BYTES, Seed};
 use engine::log::recovery::{OpenError, Verified};
+use engine::log::scan::{Depth, Scan};
 use engine::node::open::{self, Examined};
 use engine::os::disk::Disk;
 use engine::state;
-use engine::types::{Lsn, Timestamp};
+use engine::types::{Lsn, Timestamp, VolumeId};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The records of a log that begin within a range, without payloads.
+pub(crate) fn export_trace(arguments: &ExportTrace, sink: &mut dyn Sink) -> Result<(), Failure> {
+    let dir = &arguments.dir;
+    let Examined { state, log } = examine(dir)?;
+    let log = log.map_err(Failure::corrupt)?;
+    let from = Lsn(arguments.from.unwrap_or(0)).max(state.start.lsn.next());
+    let to = Lsn(arguments.to.unwrap_or(u64::MAX)).min(log.tip.lsn);
+    if from > to {
+        let (first, last) = (state.start.lsn.next(), log.tip.lsn);
+        let what = format!("{}: no record from LSN {from} to LSN {to}", dir.display());
+        return Err(Failure::usage(what).next(format_args!("the log holds LSN {first} to LSN {last}")));
+    }
+    let mut volumes: BTreeMap<VolumeId, Volume> = state
+        .volumes
+        .iter()
+        .map(|volume| (volume.id, Volume { name: volume.name.clone(), size: volume.size }))
+        .collect();
+    let seed = Seed::of(state.group);
+    let mut begun: Option<Timestamp> = None;
+    let mut last = Timestamp(0);
+    for segment in log.segments.iter().filter(|segment| segment.header.first <= to) {
+        let start = SEGMENT_HEADER_BYTES as u64;
+        let mut scan = Scan::new(Arc::clone(&segment.file), seed, segment.end, start, segment.start);
+        while scan.offset() < segment.end && scan.tip().lsn < to {
+            let failed = |why: &dyn std::fmt::Display| {
+                Failure::failed(format_args!("{}: {}: {why}", dir.display(), file_name(segment.slot)))
+            };
+            let (header, _, payload) = scan
+                .next(Depth::Whole)
+                .map_err(|error| failed(&error))?
+                .map_err(|stop| failed(&stop).next("a daemon may have taken the log meanwhile: try again"))?;
+            if header.kind == Kind::Volume
+                && let Some(defined) = decode_body::<VolumeDefined>(payload)
+            {
+                let volume = Volume { name: defined.name, size: defined.size };
+                volumes.insert(header.volume, volume);
+            }
+            if header.lsn < from {
+                continue;
+            }
+            if begun.is_none() {
+                sink.begin(volumes.values().cloned().collect())?;
+            }
+            // A wall clock may have been set back; a recording's time does not go back.
+            last = last.max(header.time);
+            let ns = last.0.saturating_sub(begun.get_or_insert(last).0);
+            sink.line(&line_of(&header, payload, ns, volumes.get(&header.volume)))?;
+        }
+    }
+    Ok(())
+}
+
+fn line_of(header: &Header, payload: &[u8], ns: u64, volume: Option<&Volume>) -> Line {
+    let line = Line { lsn: header.lsn.0, ns, kind: header.kind.name().to_owned(), ..Line::default() };
+    let name = || volume.map(|volume| volume.name.clone());
+    match header.kind {
+        kind if kind.changes_bytes() => {
+            let (offset, length) = (Some(header.extent.offset), Some(header.extent.len));
+            Line { volume: name(), offset, length, ..line }
+        }
+        Kind::Volume => Line { volume: name(), length: volume.map(|volume| volume.size), ..line },
+        Kind::Mark => Line { name: decode_body::<Marked>(payload).map(|mark| mark.name), ..line },
+        _ => line,
+    }
+}
 
 fn examine(dir: &Path) -> Result<Examined, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::failed(format_args!("{}: {error}", dir.display()));

@@ -7,7 +7,7 @@
 //! | [`volumes`] | volumes and points as NBD exports |
 //! | [`mounts`] | points that are being served |
 //! | [`show`] | a node's reports in the words of the control API |
-//! | [`logs`] | `log inspect` and `log verify` |
+//! | [`logs`] | `log inspect`, `log verify`, `log export-trace` |
 
 mod groups;
 mod logs;
@@ -15,7 +15,7 @@ mod mounts;
 mod show;
 mod volumes;
 
-pub(crate) use logs::{inspect, verify};
+pub(crate) use logs::{export_trace, inspect, verify};
 
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;

@@ -22,7 +22,7 @@ use ::sim::trace::Keep;
 use args::{Run, Shrink, Sim, Which};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The largest scenario file.
 const MAX_SCENARIO_BYTES: u64 = 1 << 20;
@@ -45,6 +45,8 @@ pub(crate) struct Subject {
     scenario: Option<Scenario>,
     /// The scenario's text, for traces.
     text: Option<String>,
+    /// Where the files are that it names.
+    folder: PathBuf,
 }
 
 impl Subject {
@@ -57,24 +59,28 @@ impl Subject {
                 assertions: Assertions::default(),
                 scenario: None,
                 text: None,
+                folder: PathBuf::new(),
             });
         };
         let text = match scenario::shipped(name) {
-            Some(text) => text.to_owned(),
+            Some(text) => return Subject::parse(name, text.to_owned(), Path::new("")),
             None => read(name)?,
         };
-        Subject::parse(name, text)
+        Subject::parse(name, text, Path::new(name).parent().unwrap_or(Path::new("")))
     }
 
-    fn parse(name: &str, text: String) -> Result<Subject, Failure> {
-        let scenario =
-            Scenario::parse(&text).map_err(|error| Failure::usage(format_args!("{name}:{error}")))?;
+    /// Files that the scenario names are looked for in `folder`.
+    fn parse(name: &str, text: String, folder: &Path) -> Result<Subject, Failure> {
+        let load = |file: &str| recorded(&folder.join(file));
+        let scenario = Scenario::parse_with(&text, &load)
+            .map_err(|error| Failure::usage(format_args!("{name}:{error}")))?;
         Ok(Subject {
             name: scenario.name.clone(),
             proves: scenario.proves.clone(),
             assertions: scenario.assertions.clone(),
             scenario: Some(scenario),
             text: Some(text),
+            folder: folder.to_owned(),
         })
     }
 
@@ -102,6 +108,16 @@ fn read(name: &str) -> Result<String, Failure> {
         return Err(Failure::usage(format_args!("{name}: {len} bytes are no scenario")));
     }
     std::fs::read_to_string(path).map_err(missing)
+}
+
+/// The text of a recorded workload.
+fn recorded(path: &Path) -> Result<String, String> {
+    let why = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+    let len = std::fs::metadata(path).map_err(why)?.len();
+    if len > ::sim::recorded::MAX_BYTES {
+        return Err(format!("{len} bytes; the largest is {}", ::sim::recorded::MAX_BYTES));
+    }
+    std::fs::read_to_string(path).map_err(why)
 }
 
 /// What the flag `--full-stack` means.

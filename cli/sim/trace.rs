@@ -7,11 +7,12 @@ use crate::exit::{Code, Failure};
 use crate::human::{self, Form};
 use ::sim::options::{Options, Stack};
 use ::sim::run::Outcome;
+use ::sim::scenario::Scenario;
 use ::sim::shrink::Reduction;
 use ::sim::trace::Keep;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The first line's beginning.
 const MAGIC: &str = "landfall-sim-trace";
@@ -30,7 +31,25 @@ struct Header {
     /// Whether the frames went through the real QUIC and TLS.
     #[serde(default)]
     full_stack: bool,
+    /// The recorded workload that the scenario names.
+    #[serde(default)]
+    recording: Option<Recording>,
     trace_hash: String,
+}
+
+/// A file that a run depended on.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recording {
+    /// The folder that the scenario's name of the file is relative to.
+    folder: PathBuf,
+    /// Of its bytes.
+    hash: String,
+}
+
+/// How a hash is written.
+fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 pub(super) fn write(
@@ -48,7 +67,15 @@ pub(super) fn write(
         requests: reduction.max_requests,
         faulty_ns: reduction.faulty.0,
         full_stack: stack == Stack::Full,
-        trace_hash: format!("{:016x}", outcome.hash),
+        recording: match subject.scenario.as_ref().and_then(Scenario::recording) {
+            Some((_, hash)) => {
+                let here = std::path::absolute(&subject.folder).or_else(|_| std::env::current_dir());
+                let folder = here.map_err(|error| Failure::failed(error.to_string()))?;
+                Some(Recording { folder, hash: hex(hash) })
+            }
+            None => None,
+        },
+        trace_hash: hex(outcome.hash),
     };
     let header = serde_json::to_string(&header).map_err(|error| Failure::failed(error.to_string()))?;
     let mut text = format!("{MAGIC} {header}\n");
@@ -79,10 +106,18 @@ pub(super) fn replay(arguments: &Replay, form: Form) -> Result<(), Failure> {
         let what = format!("{path} was written by version {}, this is {own}", header.version);
         return Err(Failure::new(Code::Refused, what).next("replay it with the version that wrote it"));
     }
+    let folder = header.recording.as_ref().map(|recording| recording.folder.clone()).unwrap_or_default();
     let subject = match header.scenario {
-        Some(text) => Subject::parse(&path.to_string(), text)?,
+        Some(text) => Subject::parse(&path.to_string(), text, &folder)?,
         None => Subject::find(None)?,
     };
+    if let Some((file, hash)) = subject.scenario.as_ref().and_then(Scenario::recording)
+        && header.recording.as_ref().is_none_or(|recording| recording.hash != hex(hash))
+    {
+        let file = folder.join(file);
+        let what = format!("{} is not the file that the run in {path} was made with", file.display());
+        return Err(Failure::new(Code::Refused, what).next("put that file back, or run the scenario anew"));
+    }
     let reduction = Reduction {
         events: header.events,
         max_requests: header.requests,
@@ -91,7 +126,7 @@ pub(super) fn replay(arguments: &Replay, form: Form) -> Result<(), Failure> {
     let whole = subject.options(header.seed, super::stack(header.full_stack));
     let options = Options { keep: Keep::All, stop_after: arguments.until, ..reduction.apply(&whole) };
     let outcome = ::sim::run::run(options.clone());
-    let hash = format!("{:016x}", outcome.hash);
+    let hash = hex(outcome.hash);
     if arguments.until.is_none() && hash != header.trace_hash {
         let what = format!("the replay's trace hash is {hash}, the file's {}", header.trace_hash);
         return Err(Failure::new(Code::Broken, what).next("a run that does not repeat is a bug: report it"));

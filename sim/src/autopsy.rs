@@ -1,6 +1,7 @@
 //! What is really in the files of a log: read from the disk's pristine bytes, past the engine and past all faults.
 
 use crate::disk::Disk;
+use bytes::Bytes;
 use engine::event::Kind;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader};
 use engine::node::Node;
@@ -13,7 +14,7 @@ pub struct Record {
     /// Its header.
     pub header: Header,
     /// All its bytes, padding included.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 impl Record {
@@ -34,14 +35,18 @@ pub fn records(node: &Node, disk: &Disk) -> Result<Vec<Record>, String> {
     for segment in node.segments() {
         let path = format!("{}/log/{:08}.seg", node.config().dir, segment.slot);
         let bytes = disk.peek(&path).ok_or_else(|| format!("{path} is gone"))?;
+        let bytes = Bytes::from(bytes);
         let mut at = SEGMENT_HEADER_BYTES;
         while (at as u64) < segment.end {
             let rest = bytes.get(at..).unwrap_or_default();
             let header = Header::decode(node.log().seed(), rest)
                 .map_err(|fault| format!("{path} at byte {at}: {fault}"))?;
-            let bytes = rest.get(..header.record_len()).ok_or_else(|| format!("{path}: cut at byte {at}"))?;
+            let end = at + header.record_len();
+            let record = (end <= bytes.len())
+                .then(|| bytes.slice(at..end))
+                .ok_or_else(|| format!("{path}: cut at byte {at}"))?;
             header
-                .check_payload(node.log().seed(), &bytes[HEADER_BYTES..])
+                .check_payload(node.log().seed(), &record[HEADER_BYTES..])
                 .map_err(|fault| format!("{path} at byte {at}: {fault}"))?;
             if let Some(last) = records.last() {
                 let follows = last.header.lsn.next() == header.lsn && last.header.checksum == header.previous;
@@ -49,8 +54,8 @@ pub fn records(node: &Node, disk: &Disk) -> Result<Vec<Record>, String> {
                     return Err(format!("{path} at byte {at}: LSN {} does not follow", header.lsn));
                 }
             }
-            at += header.record_len();
-            records.push(Record { header, bytes: bytes.to_vec() });
+            at = end;
+            records.push(Record { header, bytes: record });
         }
     }
     Ok(records)

@@ -100,6 +100,12 @@ impl Timeline {
         self.reference.state(self.prefix_at(lsn))
     }
 
+    /// Whether all volumes at an LSN are these bytes.
+    #[must_use]
+    pub fn is_state_at(&self, lsn: Lsn, image: &Image) -> bool {
+        self.reference.is_state(self.prefix_at(lsn), image)
+    }
+
     /// The operation at an LSN.
     #[must_use]
     pub fn at(&self, lsn: Lsn) -> Option<&Entry> {

@@ -25,6 +25,7 @@ pub mod hash;
 pub mod ledger;
 pub mod net;
 pub mod options;
+pub mod recorded;
 pub mod reference;
 pub mod report;
 pub mod rng;

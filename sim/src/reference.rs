@@ -53,6 +53,11 @@ impl Operation {
         }
     }
 
+    /// Whether it changes whole sectors only.
+    pub(crate) fn is_aligned(&self) -> bool {
+        (self.offset | self.len()).is_multiple_of(SECTOR as u64)
+    }
+
     pub(crate) fn apply(&self, image: &mut Image) {
         let range = self.offset as usize..(self.offset + self.len()) as usize;
         let target = &mut image[self.volume][range];
@@ -309,6 +314,44 @@ impl Reference {
         let mut image = image.clone();
         self.entries[*at..index].iter().for_each(|entry| entry.operation.apply(&mut image));
         image
+    }
+
+    /// Whether an image is the state after `prefix` operations, bit for bit, without a copy of that state: each sector
+    /// is compared with the last operation on it, or with the copy that is kept. Must be known.
+    #[must_use]
+    pub fn is_state(&self, prefix: Prefix, image: &Image) -> bool {
+        let index = self.index(prefix).unwrap_or_else(|| panic!("the state after {prefix} is not known"));
+        let (at, start) = self.keyframes.range(..=index).next_back().expect("there is one at the start");
+        let since = &self.entries[*at..index];
+        if !since.iter().all(|entry| entry.operation.is_aligned()) {
+            return self.state(prefix) == *image;
+        }
+        if image.len() != start.len() || image.iter().zip(start).any(|(a, b)| a.len() != b.len()) {
+            return false;
+        }
+        let mut seen: Vec<Vec<bool>> =
+            start.iter().map(|bytes| vec![false; bytes.len().div_ceil(SECTOR)]).collect();
+        for entry in since.iter().rev() {
+            let Operation { volume, offset, effect } = &entry.operation;
+            let (first, count) = (*offset as usize / SECTOR, entry.operation.len() as usize / SECTOR);
+            for (sector, seen) in seen[*volume][first..first + count].iter_mut().enumerate() {
+                if std::mem::replace(seen, true) {
+                    continue;
+                }
+                let bytes = &image[*volume][(first + sector) * SECTOR..][..SECTOR];
+                let equal = match effect {
+                    Effect::Write(data) => *bytes == data[sector * SECTOR..][..SECTOR],
+                    Effect::Zeros(_) => bytes.iter().all(|byte| *byte == 0),
+                };
+                if !equal {
+                    return false;
+                }
+            }
+        }
+        seen.iter().zip(image.iter().zip(start)).all(|(seen, (image, start))| {
+            let mut sectors = seen.iter().zip(image.chunks(SECTOR).zip(start.chunks(SECTOR)));
+            sectors.all(|(seen, (image, start))| *seen || image == start)
+        })
     }
 
     /// Which states an image is, latest first: more than one if operations changed nothing. Empty if it is none.

@@ -15,6 +15,7 @@ use crate::clock::{Span, Time};
 use crate::disk::{Call, Errno, Latency};
 use crate::net::Link;
 use crate::options::{Event, NodeOptions, Options, Planned, Point, Stack, small_sessions};
+use crate::recorded::Recording;
 use crate::rng::PPM;
 use crate::run::Outcome;
 use crate::trace::Keep;
@@ -57,6 +58,7 @@ pub struct Scenario {
     pub proves: String,
     /// What its user asserts.
     pub assertions: Assertions,
+    recording_file: Option<String>,
     options: Options,
 }
 
@@ -235,9 +237,24 @@ enum PatternName {
     Database,
 }
 
+/// Where requests come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum WorkloadKind {
+    /// From the seed.
+    Drawn,
+    /// From a file.
+    Trace,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct WorkloadTable {
+    kind: WorkloadKind,
+    /// A recorded workload, beside the scenario.
+    file: Option<Spanned<String>>,
+    /// Names for `volumes_kib`, by which a recorded workload's volumes are found.
+    volume_names: Option<Spanned<Vec<String>>>,
     pattern: PatternName,
     volumes_kib: Spanned<Vec<u64>>,
     requests_per_second: Spanned<f64>,
@@ -252,6 +269,9 @@ struct WorkloadTable {
 impl Default for WorkloadTable {
     fn default() -> WorkloadTable {
         WorkloadTable {
+            kind: WorkloadKind::Drawn,
+            file: None,
+            volume_names: None,
             pattern: PatternName::Random,
             volumes_kib: Spanned::new(0..0, vec![1_024, 256]),
             requests_per_second: Spanned::new(0..0, 200.0),
@@ -324,6 +344,16 @@ impl Scenario {
     ///
     /// The first [`Error`] of the text.
     pub fn parse(text: &str) -> Result<Scenario, Error> {
+        Scenario::parse_with(text, &|_| Err("there are no files here".to_owned()))
+    }
+
+    /// Reads a scenario that may name files; `load` gives the text of one by the name that stands in the scenario, or
+    /// says why it cannot.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Error`] of the text or of a file, at the place that names it.
+    pub fn parse_with(text: &str, load: &dyn Fn(&str) -> Result<String, String>) -> Result<Scenario, Error> {
         let file: File = toml::from_str(text).map_err(|error| {
             let what = error.message().to_owned();
             let quoted: Vec<&str> = what.split('`').skip(1).step_by(2).collect();
@@ -333,7 +363,14 @@ impl Scenario {
             };
             locate(text, error.span().unwrap_or(0..0), what, meant)
         })?;
-        Reader { text, file: &file }.scenario()
+        Reader { text, file: &file, load }.scenario()
+    }
+
+    /// The file that the workload comes from, by the name that stands in the scenario, and the hash of its bytes.
+    #[must_use]
+    pub fn recording(&self) -> Option<(&str, u64)> {
+        let recording = self.options.workload.recording.as_ref()?;
+        Some((self.recording_file.as_deref()?, recording.hash))
     }
 
     /// The options of a run with this seed.
@@ -375,6 +412,7 @@ fn distance(a: &str, b: &str) -> usize {
 struct Reader<'a> {
     text: &'a str,
     file: &'a File,
+    load: &'a dyn Fn(&str) -> Result<String, String>,
 }
 
 impl Reader<'_> {
@@ -457,7 +495,8 @@ impl Reader<'_> {
             stop_after: None,
         };
         let (name, proves) = (file.name.clone(), file.proves.clone());
-        Ok(Scenario { name, proves, assertions: file.assertions.clone(), options })
+        let recording_file = file.workload.file.as_ref().map(|file| file.get_ref().clone());
+        Ok(Scenario { name, proves, assertions: file.assertions.clone(), recording_file, options })
     }
 
     fn limits(&self) -> Result<Limits, Error> {
@@ -504,6 +543,7 @@ impl Reader<'_> {
         if !(1..=1_024).contains(table.depth.get_ref()) {
             return Err(self.error(&table.depth, "a depth is 1 to 1024"));
         }
+        let recording = self.recording()?;
         let percent = |percent: u32| percent.min(100) * 10_000;
         Ok(Profile {
             volumes: sizes.iter().map(|kib| kib << 10).collect(),
@@ -522,7 +562,42 @@ impl Reader<'_> {
             hot_ppm: 300_000,
             gap: Span((1e9 / rate) as u64),
             depth: *table.depth.get_ref(),
+            recording,
         })
+    }
+
+    /// The recorded workload, if the scenario names one. Its volumes are found by the scenario's names for its own, or
+    /// are those of the scenario in the same order.
+    fn recording(&self) -> Result<Option<Recording>, Error> {
+        let table = &self.file.workload;
+        let count = table.volumes_kib.get_ref().len();
+        if let Some(names) = table.volume_names.as_ref().filter(|names| names.get_ref().len() != count) {
+            return Err(self.error(names, format!("these are not the names of {count} volumes")));
+        }
+        let file = match (table.kind, &table.file) {
+            (WorkloadKind::Drawn, None) => return Ok(None),
+            (WorkloadKind::Drawn, Some(file)) => {
+                return Err(self.error(file, "a `file` needs `kind = \"trace\"`"));
+            }
+            (WorkloadKind::Trace, None) => {
+                let what = "a workload of the kind `trace` needs `file`".to_owned();
+                let at = self.text.find("[workload]").unwrap_or(0);
+                return Err(locate(self.text, at..at, what, None));
+            }
+            (WorkloadKind::Trace, Some(file)) => file,
+        };
+        let name = file.get_ref();
+        let text = (self.load)(name).map_err(|why| self.error(file, format!("{name}: {why}")))?;
+        let names = table.volume_names.as_ref().map(|names| names.get_ref().as_slice());
+        let recording = Recording::parse(&text, names).map_err(|error| {
+            let what = format!("{name}, line {}: {}", error.line, error.what);
+            locate(self.text, file.span(), what, error.meant)
+        })?;
+        if recording.volumes.len() > count {
+            let what = format!("{name} has {} volumes, the scenario {count}", recording.volumes.len());
+            return Err(self.error(file, what));
+        }
+        Ok(Some(recording))
     }
 
     fn find(&self, name: &Spanned<String>) -> Result<usize, Error> {

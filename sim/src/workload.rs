@@ -6,13 +6,16 @@
 //! - Which features a run uses is drawn for each run ([`Profile::swarm`]): many are off in any one of them.
 
 mod database;
+mod replay;
 
 use crate::clock::Span;
+use crate::recorded::Recording;
 use crate::rng::{PPM, Rng, mix};
 use bytes::Bytes;
 use database::Database;
 use engine::guest::{Op, Request};
 use engine::types::Extent;
+use replay::Replay;
 
 /// The unit of sizes and places, unless a profile is unaligned.
 const SECTOR: u64 = 512;
@@ -67,6 +70,9 @@ pub struct Profile {
     pub gap: Span,
     /// The most requests in flight at a time; the caller holds to it.
     pub depth: usize,
+    /// Requests out of a file, over and over from its first record, instead of drawn ones. Longer ones than `max_len`
+    /// come in pieces, and places behind a smaller volume's end wrap around in it.
+    pub recording: Option<Recording>,
 }
 
 impl Profile {
@@ -99,6 +105,7 @@ impl Profile {
             hot_ppm,
             gap: Span::from_us(*rng.pick(&[100, 1_000, 5_000, 50_000])),
             depth: *rng.pick(&[1, 2, 8, 32]),
+            recording: None,
         }
     }
 }
@@ -134,6 +141,7 @@ pub struct Workload {
     /// Where the sequential pattern goes on, for each volume.
     cursors: Vec<u64>,
     database: Database,
+    replay: Option<Replay>,
     last_write: Bytes,
 }
 
@@ -153,7 +161,8 @@ impl Workload {
         assert!(fits, "volume sizes: {:?}", profile.volumes);
         let database = Database::new(&profile);
         let cursors = vec![0; profile.volumes.len()];
-        Workload { profile, rng, cookie: 0, cursors, database, last_write: Bytes::new() }
+        let replay = profile.recording.as_ref().map(|recording| Replay::new(recording, &profile));
+        Workload { profile, rng, cookie: 0, cursors, database, replay, last_write: Bytes::new() }
     }
 
     /// The profile.
@@ -165,6 +174,9 @@ impl Workload {
     /// The next request.
     pub fn next_step(&mut self) -> Step {
         self.cookie += 1;
+        if let Some(replay) = &mut self.replay {
+            return replay.next_step(self.rng.seed(), self.cookie);
+        }
         let gap = Span(self.rng.below(self.profile.gap.0 * 2 + 1));
         let (volume, op, after) = match self.profile.pattern {
             Pattern::Database if !self.rng.chance(self.profile.read_ppm) => self.database_step(),

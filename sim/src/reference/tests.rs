@@ -1,6 +1,7 @@
 //! The reference itself, on histories small enough to see the answer.
 
 use super::*;
+use crate::rng::Rng;
 
 fn write(volume: usize, sector: u64, value: u8) -> Operation {
     Operation { volume, offset: sector * 512, effect: Effect::Write(Bytes::from(vec![value; 512])) }
@@ -46,6 +47,37 @@ fn r16_r17_every_prefix_is_recognised_and_a_mixture_over_two_volumes_is_not() {
     let mut one_bit = states[4].clone();
     one_bit[1][2_047] ^= 1;
     assert!(reference.prefixes_of(&one_bit).is_empty());
+}
+
+#[test]
+fn r16_a_state_is_told_from_every_image_that_differs_in_a_bit_with_and_without_a_copy() {
+    for seed in 0..12 {
+        let mut rng = Rng::new(seed);
+        let unit = if seed % 3 == 0 { 1 } else { 512 };
+        let mut reference = Reference::empty(&[8_192, 4_096]);
+        for value in 0..600_u32 {
+            let volume = rng.below(2) as usize;
+            let size = reference.current()[volume].len() as u64;
+            let len = (1 + rng.below(4 * 512 / unit)) * unit;
+            let offset = rng.below((size - len) / unit + 1) * unit;
+            let effect = match rng.below(4) {
+                0 => Effect::Zeros(len),
+                _ => Effect::Write(Bytes::from(vec![value as u8 | 1; len as usize])),
+            };
+            reference.submit(Operation { volume, offset, effect }, false);
+        }
+        for _ in 0..60 {
+            let prefix = Prefix(rng.below(601));
+            let mut image = reference.state(prefix);
+            assert!(reference.is_state(prefix, &image), "seed {seed}, {prefix}");
+            let volume = rng.below(2) as usize;
+            let byte = rng.below(image[volume].len() as u64) as usize;
+            image[volume][byte] ^= 1 << rng.below(8);
+            assert!(!reference.is_state(prefix, &image), "seed {seed}, {prefix}, byte {byte}");
+            image[volume].truncate(512);
+            assert!(!reference.is_state(prefix, &image), "an image of another size");
+        }
+    }
 }
 
 #[test]

@@ -38,3 +38,83 @@ fn every_shipped_scenario_can_be_read_and_says_what_it_proves() {
     }
     assert_eq!(shipped("none"), None);
 }
+
+const RECORDED: &str = concat!(
+    r#"{"format":"landfall-workload","version":1,"volumes":[{"name":"data","size":1048576},{"name":"wal","size":65536}]}"#,
+    "\n",
+    r#"{"lsn":1,"ns":0,"kind":"write","volume":"data","offset":8192,"length":4096}"#,
+    "\n",
+    r#"{"lsn":2,"ns":20000000,"kind":"write","volume":"wal","offset":512,"length":512}"#,
+    "\n",
+    r#"{"lsn":3,"ns":24000000,"kind":"flush"}"#,
+    "\n",
+    r#"{"lsn":4,"ns":36000000,"kind":"zero","volume":"data","offset":0,"length":65536}"#,
+    "\n",
+    r#"{"lsn":5,"ns":48000000,"kind":"write","volume":"data","offset":0,"length":40960}"#,
+    "\n",
+);
+
+fn with_recording(workload: &str, recorded: &str) -> Result<Scenario, Error> {
+    let text = shipped("region-outage").expect("it is shipped");
+    let text = text.replace("[assert]", &format!("[workload]\n{workload}\n[assert]"));
+    Scenario::parse_with(&text, &|file| match file {
+        "db.trace" => Ok(recorded.to_owned()),
+        _ => Err("it is not there".to_owned()),
+    })
+}
+
+#[test]
+fn a_recorded_workload_survives_an_outage_and_repeats_with_its_file_alone() {
+    let workload = "kind = \"trace\"\nfile = \"db.trace\"\nvolume_names = [\"wal\", \"data\"]";
+    let run = |recorded: &str| {
+        let scenario = with_recording(workload, recorded).expect("it is sound");
+        let (file, hash) = scenario.recording().expect("it names one");
+        assert_eq!((file, hash), ("db.trace", crate::hash::hash_bytes(recorded.as_bytes())));
+        let outcome = crate::run::run(scenario.options(3));
+        assert!(outcome.verdict.is_clean(), "{}", outcome.verdict);
+        assert_eq!(scenario.assertions.broken_by(&outcome), Vec::<String>::new());
+        assert!(outcome.figures.writes > 300, "{} writes", outcome.figures.writes);
+        outcome.hash
+    };
+    let hash = run(RECORDED);
+    assert_eq!(hash, run(RECORDED));
+    assert_ne!(hash, run(&RECORDED.replace("8192", "8704")));
+}
+
+#[test]
+fn what_is_wrong_with_a_recorded_workload_is_said_where_it_is_named() {
+    let trace = "kind = \"trace\"\nfile = \"db.trace\"";
+    let cases = [
+        ("kind = \"trace\"", RECORDED.to_owned(), "24:1: a workload of the kind `trace` needs `file`"),
+        ("file = \"db.trace\"", RECORDED.to_owned(), "25:8: a `file` needs `kind = \"trace\"`"),
+        ("kind = \"trace\"\nfile = \"d.trace\"", RECORDED.to_owned(), "26:8: d.trace: it is not there"),
+        (
+            trace,
+            RECORDED.replace("\"version\":1", "\"version\":2"),
+            "26:8: db.trace, line 1: it is of version 2, and this reads version 1",
+        ),
+        (
+            "kind = \"trace\"\nfile = \"db.trace\"\nvolume_names = [\"date\", \"wal\"]",
+            RECORDED.to_owned(),
+            "26:8: db.trace, line 1: the scenario has no volume `data` (did you mean `date`?)",
+        ),
+        (
+            "kind = \"trace\"\nfile = \"db.trace\"\nvolume_names = [\"data\"]",
+            RECORDED.to_owned(),
+            "27:16: these are not the names of 2 volumes",
+        ),
+        (
+            "kind = \"trace\"\nfile = \"db.trace\"\nvolumes_kib = [1024]",
+            RECORDED.to_owned(),
+            "26:8: db.trace has 2 volumes, the scenario 1",
+        ),
+        (
+            trace,
+            RECORDED.replace("\"offset\":512", "\"offset\":65536"),
+            "26:8: db.trace, line 3: it lies outside its volume",
+        ),
+    ];
+    for (workload, recorded, expected) in cases {
+        assert_eq!(with_recording(workload, &recorded).expect_err(expected).to_string(), expected);
+    }
+}

@@ -162,6 +162,10 @@ impl World {
 
     /// The whole run.
     pub(crate) fn run(&mut self) -> Result {
+        if let Some(recording) = &self.options.workload.recording {
+            let fields = [("hash", recording.hash), ("records", recording.records.len() as u64)];
+            self.trace.record(self.time, Place::World, "recorded workload", &fields);
+        }
         for machine in 0..self.machines.len() {
             self.start(machine)?;
         }
