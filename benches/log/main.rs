@@ -94,6 +94,7 @@ fn ours(dir: &Path, batch: usize, time: Duration) -> f64 {
     let known = Known {
         group: GroupId([7; 16]),
         history: &[reign],
+        gaps: &[],
         branches: &[],
         own: &|_| true,
         start: Tip::default(),

@@ -201,7 +201,8 @@ fn group(
         accept,
         ack,
         on_full: match group.on_full {
-            None | Some(file::OnFull::Stall) => OnFull::Stall,
+            None | Some(file::OnFull::Track) => OnFull::Track,
+            Some(file::OnFull::Stall) => OnFull::Stall,
         },
         log_limit,
         segment,

@@ -121,6 +121,7 @@ pub(crate) enum Ack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OnFull {
+    Track,
     Stall,
 }
 

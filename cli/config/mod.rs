@@ -194,6 +194,8 @@ pub(crate) enum Ack {
 /// What happens when the log's limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnFull {
+    /// Changes are tracked, and replicas catch up with a sync span.
+    Track,
     /// Writes wait until there is room.
     Stall,
 }

@@ -165,11 +165,12 @@ accept = [{accept}]
 # A write that nobody flushes is made durable after this at the latest. With ack = "local", what is durable is sent
 # no more often than this.
 #ship_delay = "5ms"
-# The most that the log takes on disk, the size of one of its files, and what happens at the limit: "stall"
-# lets writes wait until a replica has caught up.
+# The most that the log takes on disk, the size of one of its files, and what happens at the limit, when a replica
+# has been away for long: "track" notes what changes, goes on, and copies just that when the replica is back;
+# "stall" lets writes wait until then.
 #log_limit = "16GiB"
 #segment = "64MiB"
-#on_full = "stall"
+#on_full = "track"
 # The most memory for writes that are not yet in the backing.
 #overlay_limit = "256MiB"
 # While this node is a replica: recovery points are kept this long, and at most this much log.

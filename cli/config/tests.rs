@@ -55,7 +55,7 @@ fn a_good_file_is_read_with_defaults_and_paths_beside_it() {
     assert_eq!(config.link.timeout, Duration::from_secs(10));
     assert_eq!(config.groups[0].replicas[0].address, "west.example.com:10900");
     let group = &config.groups[0];
-    assert_eq!((group.role, group.ack, group.on_full), (Role::Primary, Ack::Local, OnFull::Stall));
+    assert_eq!((group.role, group.ack, group.on_full), (Role::Primary, Ack::Local, OnFull::Track));
     assert_eq!(group.log_limit, Bytes(16 * GIB));
     assert_eq!(group.segment, Bytes(64 * MIB));
     assert_eq!(group.retention.time, Duration::from_secs(72 * 3_600));

@@ -241,6 +241,7 @@ fn engine_config(node: NodeId, group: &config::Group) -> Result<Config, Failure>
             Ack::Replica => AckPolicy::Replica,
         },
         on_full: match group.on_full {
+            OnFull::Track => EngineOnFull::Track,
             OnFull::Stall => EngineOnFull::Stall,
         },
         retention: Retention {
@@ -273,16 +274,18 @@ impl Source for Group {
         &self,
         peer: &NodeName,
         welcome: &Welcome,
-        _needs: Option<&Needs>,
+        needs: Option<&Needs>,
     ) -> Result<Option<Jump>, Fault> {
-        let attached = self.engine.with(|node, now| node.attach(now, peer.as_str(), welcome));
-        attached.map(|_| None).map_err(|error| match error {
+        let attached = self.engine.with(|node, now| node.attach(now, peer.as_str(), welcome, needs));
+        attached.map_err(|error| match error {
             AttachError::NotSending(_) => Fault::Retired,
             AttachError::TooFarBehind { needed, .. } => Fault::Trimmed(needed),
             AttachError::Diverged(_) => Fault::Diverged(welcome.durable),
-            error @ (AttachError::Unknown(_) | AttachError::Ahead { .. } | AttachError::Unreadable(_)) => {
-                unreadable(&error)
-            }
+            error @ (AttachError::Unknown(_)
+            | AttachError::Ahead { .. }
+            | AttachError::NeedsCopy(_)
+            | AttachError::Append(_)
+            | AttachError::Unreadable(_)) => unreadable(&error),
         })
     }
 
@@ -382,13 +385,14 @@ impl Sink for Sinks {
     ) -> Result<(Needs, Welcome), Rebuff> {
         let group =
             self.groups.iter().find(|group| group.config.name == hello.name).ok_or(Rebuff::NotAllowed)?;
-        let welcome =
-            group.engine.at_rest(|node, now| (!node.is_syncing()).then(|| node.accept(now, hello)))?;
-        Ok((Needs::default(), welcome))
+        group.engine.at_rest(|node, now| {
+            (!node.is_syncing()).then(|| node.accept(now, hello).map(|welcome| (node.needs(), welcome)))
+        })
     }
 
-    fn jump(&self, _group: &GroupId, _jump: Jump) -> Result<(), Rebuff> {
-        Err(Rebuff::Failed)
+    fn jump(&self, group: &GroupId, jump: Jump) -> Result<(), Rebuff> {
+        let group = self.by_id(group).ok_or(Rebuff::NotAllowed)?;
+        group.engine.at_rest(|node, now| (!node.is_syncing()).then(|| node.jump(now, &jump)))
     }
 
     fn append(&self, group: &GroupId, batch: Batch) -> Result<(), Rebuff> {

@@ -347,9 +347,10 @@ impl Operator for Node {
             let code = match &error {
                 PromoteError::Conflict { .. } | PromoteError::AlreadyPrimary { .. } => FaultCode::Conflict,
                 PromoteError::Failed(_) | PromoteError::Busy => FaultCode::Failed,
-                PromoteError::Fenced { .. } | PromoteError::Empty | PromoteError::NotSelectable { .. } => {
-                    FaultCode::Refused
-                }
+                PromoteError::Fenced { .. }
+                | PromoteError::Empty
+                | PromoteError::Coarse(_)
+                | PromoteError::NotSelectable { .. } => FaultCode::Refused,
             };
             Fault::new(code, format_args!("group {}: {error}", request.group))
         })?;

@@ -349,7 +349,11 @@ impl Options {
                 age_ns: *rng.pick(&[200_000_000, 3_600_000_000_000]),
             },
             ack: if rng.chance(PPM / 3) { AckPolicy::Replica } else { AckPolicy::Local },
-            on_full: if rng.chance(PPM / 3) { OnFull::Refuse } else { OnFull::Stall },
+            on_full: match (rng.chance(PPM / 3), root.child("on full").chance(PPM / 2)) {
+                (true, _) => OnFull::Refuse,
+                (false, false) => OnFull::Stall,
+                (false, true) => OnFull::Track,
+            },
             session,
             link: Link {
                 delay: Span::from_us(*rng.pick(&[200, 5_000, 40_000])),

@@ -28,7 +28,7 @@ pub const MIN_LAST_PAUSE: Span = Span::from_ms(1);
 /// The kinds of lines that change bytes or ask for durability.
 const PLAYED: [&str; 3] = ["write", "zero", "flush"];
 /// The kinds that are told and not played.
-const TOLD: [&str; 4] = ["open", "volume", "mark", "promote"];
+const TOLD: [&str; 6] = ["open", "volume", "mark", "promote", "span-begin", "span-end"];
 
 /// The first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

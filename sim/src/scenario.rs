@@ -195,6 +195,7 @@ enum Ack {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Full {
+    Track,
     Stall,
     Refuse,
 }
@@ -467,6 +468,7 @@ impl Reader<'_> {
                 Ack::Replica => AckPolicy::Replica,
             },
             on_full: match policy.on_full {
+                Full::Track => OnFull::Track,
                 Full::Stall => OnFull::Stall,
                 Full::Refuse => OnFull::Refuse,
             },

@@ -92,6 +92,8 @@ pub(crate) struct Follower {
     pub(crate) node: Option<NodeId>,
     /// What it lacks beside records of the log.
     pub(crate) lack: Option<span::Lack>,
+    /// Only a copy of everything could catch it up, and nobody has allowed that.
+    pub(crate) needs_copy: bool,
     /// An operator allowed a copy of everything.
     pub(crate) full_copy: bool,
     pub(crate) connected: bool,

@@ -319,6 +319,7 @@ impl Node {
         let Some(follower) = self.followers.get_mut(replica) else {
             return Err(AttachError::Unknown(replica.to_owned()));
         };
+        follower.needs_copy = matches!(result, Err(AttachError::NeedsCopy(_)));
         match &result {
             Ok(_) => {
                 // R04: it must never hold less than it acknowledged.

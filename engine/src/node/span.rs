@@ -583,6 +583,12 @@ impl Node {
         self.copies_acknowledged(&replica);
     }
 
+    /// Whether only a copy of everything could catch a replica up, and nobody has allowed it.
+    #[must_use]
+    pub fn needs_copy(&self, replica: &str) -> bool {
+        self.followers.get(replica).is_some_and(|follower| follower.needs_copy)
+    }
+
     /// Allows a whole copy to be made for a replica whose lacks are not known.
     ///
     /// # Errors

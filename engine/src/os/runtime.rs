@@ -70,6 +70,7 @@ struct Shared {
     sync: Condvar,
     make: Condvar,
     apply: Condvar,
+    copy: Condvar,
     bulk: Condvar,
     /// Background work was done: whoever had to wait for room tries again.
     progress: Condvar,
@@ -144,6 +145,7 @@ impl Group {
             sync: Condvar::new(),
             make: Condvar::new(),
             apply: Condvar::new(),
+            copy: Condvar::new(),
             bulk: Condvar::new(),
             progress: Condvar::new(),
             stopped: Condvar::new(),
@@ -162,6 +164,8 @@ impl Group {
         start("make", Box::new(move || of.work_loop(Lane::Make, &of.make)));
         let of = shared.clone();
         start("apply", Box::new(move || of.work_loop(Lane::Apply, &of.apply)));
+        let of = shared.clone();
+        start("copy", Box::new(move || of.work_loop(Lane::Copy, &of.copy)));
         let of = shared.clone();
         start("bulk", Box::new(move || of.work_loop(Lane::Bulk, &of.bulk)));
         let of = shared.clone();
@@ -285,6 +289,7 @@ impl Group {
         self.shared.sync.notify_all();
         self.shared.make.notify_all();
         self.shared.apply.notify_all();
+        self.shared.copy.notify_all();
         self.shared.bulk.notify_all();
         self.shared.progress.notify_all();
         self.shared.stopped.notify_all();
@@ -364,8 +369,13 @@ impl Shared {
         if too_late || inner.node.is_due(now, Lane::Sync) {
             self.sync.notify_one();
         }
-        for (lane, woken) in [(Lane::Make, &self.make), (Lane::Apply, &self.apply), (Lane::Bulk, &self.bulk)]
-        {
+        let lanes = [
+            (Lane::Make, &self.make),
+            (Lane::Apply, &self.apply),
+            (Lane::Copy, &self.copy),
+            (Lane::Bulk, &self.bulk),
+        ];
+        for (lane, woken) in lanes {
             if inner.node.is_due(now, lane) {
                 woken.notify_one();
             }

@@ -298,7 +298,7 @@ impl World {
         for lane in Lane::ALL {
             let idle = match lane {
                 Lane::Sync => live.sync.is_idle(),
-                Lane::Make | Lane::Apply | Lane::Bulk => live.bulk.is_idle(),
+                Lane::Make | Lane::Apply | Lane::Copy | Lane::Bulk => live.bulk.is_idle(),
             };
             if !idle {
                 continue;
@@ -331,7 +331,7 @@ impl World {
             let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
             match lane {
                 Lane::Sync => live.sync = slot,
-                Lane::Make | Lane::Apply | Lane::Bulk => live.bulk = slot,
+                Lane::Make | Lane::Apply | Lane::Copy | Lane::Bulk => live.bulk = slot,
             }
             return Ok(true);
         }
@@ -348,7 +348,9 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let slot = match lane {
             Lane::Sync => std::mem::replace(&mut live.sync, Slot::Idle),
-            Lane::Make | Lane::Apply | Lane::Bulk => std::mem::replace(&mut live.bulk, Slot::Idle),
+            Lane::Make | Lane::Apply | Lane::Copy | Lane::Bulk => {
+                std::mem::replace(&mut live.bulk, Slot::Idle)
+            }
         };
         let done = match slot {
             Slot::Idle => return Ok(()),

@@ -7,7 +7,7 @@ use super::{Ev, Result, World};
 use crate::clock::{Span, Time};
 use crate::net::{Close, ConnId, End, Event, Host, What};
 use engine::log::ship::Stretch;
-use engine::peer::{Batch, Hello, Needs, Rebuff};
+use engine::peer::{Batch, Hello, Jump, Rebuff};
 use engine::state::Role;
 use engine::types::{Epoch, Lsn};
 use std::collections::VecDeque;
@@ -54,6 +54,8 @@ pub(super) struct Incoming {
     receiver: Receiver,
     inbox: VecDeque<Frame>,
     hello: Option<Hello>,
+    /// Told to leave records out.
+    jump: Option<Jump>,
     /// Welcomed, by a primary of that epoch.
     epoch: Option<Epoch>,
 }
@@ -91,6 +93,7 @@ impl World {
                     receiver: Receiver::new(session, now),
                     inbox: VecDeque::new(),
                     hello: None,
+                    jump: None,
                     epoch: None,
                 };
                 live.incoming.insert(conn, incoming);
@@ -210,19 +213,31 @@ impl World {
             }
             if let Some(event) = sender.poll_event() {
                 match event {
-                    sender::Event::Welcomed(welcome, _) => {
-                        let attached = live.node.attach(now, &peer, &welcome);
+                    sender::Event::Welcomed(welcome, needs) => {
+                        let attached = live.node.attach(now, &peer, &welcome, needs.as_ref());
                         match attached {
-                            Ok(next) => {
-                                assert_eq!(
-                                    next,
-                                    welcome.durable.lsn.next(),
-                                    "the next record is the one behind"
-                                );
+                            Ok(jump) => {
+                                let next = jump.map_or(welcome.durable.lsn, |jump| jump.to.lsn).next();
+                                let durable = live.node.durable().lsn;
                                 let dial = live.dials.get_mut(&target).expect("it was just there");
                                 dial.retry_ms = MIN_RETRY_MS;
-                                dial.sender.as_mut().expect("likewise").handle_attached(None);
+                                dial.durable = dial.durable.max(durable);
+                                let sender = dial.sender.as_mut().expect("likewise");
+                                sender.handle_durable(dial.durable);
+                                sender.handle_attached(jump);
                                 self.count("attached", 1);
+                                if let Some(jump) = jump {
+                                    self.count("jumps", 1);
+                                    self.say(
+                                        machine,
+                                        "jump",
+                                        &[
+                                            ("replica", (target as u64).into()),
+                                            ("from", jump.from.lsn.0.into()),
+                                            ("to", jump.to.lsn.0.into()),
+                                        ],
+                                    );
+                                }
                                 self.trace(machine, "attached", &[("to", target as u64), ("next", next.0)]);
                             }
                             Err(error) => {
@@ -403,13 +418,16 @@ impl World {
                 }
                 continue;
             }
+            if incoming.jump.is_some() {
+                if !self.leap(machine, conn)? {
+                    return Ok(());
+                }
+                continue;
+            }
             if let Some(event) = receiver.poll_event() {
                 match event {
                     receiver::Event::Hello(hello, _) => incoming.hello = Some(hello),
-                    receiver::Event::Jump(_) => {
-                        incoming.receiver.handle_rebuff(Rebuff::Failed);
-                        self.count("jump refused", 1);
-                    }
+                    receiver::Event::Jump(jump) => incoming.jump = Some(jump),
                     receiver::Event::Append(batch) => self.append(machine, conn, batch)?,
                     receiver::Event::Heard(heartbeat) => {
                         if incoming.epoch.is_some() {
@@ -456,6 +474,7 @@ impl World {
         let before = live.node.state().epoch_seen();
         let was = (live.node.role(), live.node.durable());
         let verdict = live.node.accept(now, &hello);
+        let needs = live.node.needs();
         let after = live.node.state().epoch_seen();
         if self.check_power(machine)? {
             return Ok(false);
@@ -470,7 +489,7 @@ impl World {
         let branched = live.node.durable().lsn < was.1.lsn;
         let fenced = was.0 == Role::Primary && live.node.role() == Role::Fenced;
         let incoming = live.incoming.get_mut(&conn).expect("it was just there");
-        incoming.receiver.handle_verdict(now, verdict.clone().map(|welcome| (Needs::default(), welcome)));
+        incoming.receiver.handle_verdict(now, verdict.clone().map(|welcome| (needs, welcome)));
         match &verdict {
             Ok(welcome) => {
                 incoming.epoch = Some(theirs);
@@ -508,6 +527,48 @@ impl World {
             }
         }
         self.collect_answers(machine)?;
+        Ok(true)
+    }
+
+    /// Leaves records out, when no sync is out; false if that has to wait.
+    fn leap(&mut self, machine: usize, conn: ConnId) -> Result<bool> {
+        let at = self.now();
+        let now = self.machines[machine].clock.now(at);
+        let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
+        if !live.sync.is_idle() {
+            return Ok(false);
+        }
+        let Some(incoming) = live.incoming.get_mut(&conn) else { return Ok(false) };
+        let jump = incoming.jump.take().expect("the caller has looked");
+        if incoming.epoch.is_none() {
+            return Ok(true);
+        }
+        let result = live.node.jump(now, &jump);
+        if self.check_power(machine)? {
+            self.count("jump cut off", 1);
+            return Ok(false);
+        }
+        match result {
+            Ok(()) => {
+                self.count("jumped", 1);
+                let key = self.machines[machine].live.as_ref().and_then(|live| live.node.history().last());
+                let key = crate::ledger::key(key.expect("a replica that jumps has a history"));
+                self.note_position(machine, key, jump.to.position())?;
+            }
+            Err(rebuff) => {
+                self.count("jump refused", 1);
+                self.say(machine, "jump refused", &[("why", rebuff.to_string().into())]);
+                if matches!(rebuff, Rebuff::Diverged { .. }) && !self.any_damaged() {
+                    let detail = format!("a jump from where it stands was refused: {jump:?}");
+                    return Err(self.broken("invariant_prefix", machine, detail));
+                }
+                if let Some(live) = &mut self.machines[machine].live
+                    && let Some(incoming) = live.incoming.get_mut(&conn)
+                {
+                    incoming.receiver.handle_rebuff(rebuff);
+                }
+            }
+        }
         Ok(true)
     }
 

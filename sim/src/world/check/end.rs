@@ -3,7 +3,7 @@
 use super::super::{Result, World};
 use crate::ledger::key;
 use crate::run::Violation;
-use engine::node::config::AckPolicy;
+use engine::node::config::{AckPolicy, OnFull};
 use engine::state::Role;
 use engine::types::Lsn;
 
@@ -29,9 +29,15 @@ impl World {
         let line: u64 = node.segments().iter().map(|segment| segment.header.len).sum();
         let limits = node.log().limits();
         let branches = node.log().used_bytes() - line;
+        // A replica without room for the span keeps the points before it, and waits for an operator.
+        let no_room =
+            node.is_coarse() && node.log().used_bytes() + 2 * limits.segment_bytes > limits.log_bytes;
+        let name = &self.machines[machine].name;
         self.machines[machine].damaged
+            || no_room
+            || of.needs_copy(name)
             || branches + 4 * limits.segment_bytes > limits.log_bytes
-            || cut.next() < of.log().first()
+            || cut.next() < of.log().first() && self.options.on_full != OnFull::Track
             || cut < node.state().horizon
             || cut.next() < node.log().first()
     }
@@ -70,6 +76,9 @@ impl World {
             match node.role() {
                 Role::Replica if self.is_beyond_help(machine, *winner) => all_follow = false,
                 Role::Replica => {
+                    if node.is_coarse() {
+                        return Some((machine, "its sync span has not ended".to_owned()));
+                    }
                     if node.durable() != tip.position() {
                         let at = node.durable().lsn;
                         return Some((machine, format!("it stands at LSN {at}, the primary at {}", tip.lsn)));

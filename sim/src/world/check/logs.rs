@@ -4,9 +4,9 @@
 use super::super::{DIR, Result, World};
 use crate::autopsy;
 use crate::ledger::{Key, Timeline};
-use engine::event::Kind;
-use engine::state::Role;
-use engine::types::Extent;
+use engine::event::{FLAG_COPY, Kind};
+use engine::state::{Gap, Role};
+use engine::types::{Extent, Lsn};
 use std::collections::BTreeSet;
 
 impl World {
@@ -37,6 +37,8 @@ impl World {
             let header = &record.header;
             let known = timeline.at(header.lsn);
             let detail = match (known, header.kind) {
+                // A copy is of what the volume holds: that is seen where points are read.
+                (None, Kind::Write | Kind::Zero) if header.flags & FLAG_COPY != 0 => continue,
                 (None, Kind::Write | Kind::Zero) => "a record that nobody asked for".to_owned(),
                 (None, _) => continue,
                 (Some(_), kind) if !kind.changes_bytes() => {
@@ -64,8 +66,13 @@ impl World {
         }
         let (Some(first), Some(end)) = (records.first(), records.last()) else { return Ok(()) };
         let (first, end) = (first.header.lsn, end.header.lsn);
+        let gaps = self.machines[machine].live.as_ref().map(|live| &live.node.state().gaps);
+        let left_out = |lsn: Lsn| {
+            gaps.is_some_and(|gaps| gaps.iter().any(|gap| gap.after.lsn < lsn && lsn <= gap.to.lsn))
+        };
         match timeline
             .range(first..=end)
+            .filter(|&(lsn, _)| !left_out(*lsn))
             .find(|(lsn, _)| records.binary_search_by_key(*lsn, |record| record.header.lsn).is_err())
         {
             None => Ok(()),
@@ -92,6 +99,10 @@ impl World {
             };
         };
         let first = ours.first().map(|r| r.header.lsn).max(theirs.first().map(|r| r.header.lsn));
+        let behind_gaps = |gaps: &[Gap]| gaps.iter().map(|gap| gap.to.lsn.next()).max();
+        let first = first
+            .max(behind_gaps(&of.node.state().gaps))
+            .max(behind_gaps(&live.node.state().gaps).filter(|_| first.is_some()));
         let Some(first) = first else { return Ok(()) };
         let from = |records: &[autopsy::Record]| records.partition_point(|r| r.header.lsn < first);
         if ours[from(&ours)..] != theirs[from(&theirs)..] {
