@@ -347,6 +347,7 @@ fn w36_offsets_beyond_4_gib() {
     let known = engine::log::recovery::Known {
         group: logs::GROUP,
         history: &history,
+        gaps: &[],
         branches: &[],
         own: &|_| true,
         start: Default::default(),
