@@ -81,6 +81,15 @@ pub struct Coarse {
     pub to: Option<Lsn>,
 }
 
+impl Gap {
+    /// Whether it is part of the line that a history tells of, and not of a branch.
+    #[must_use]
+    pub fn is_of(&self, history: &[Reign]) -> bool {
+        let reign = history.iter().rev().find(|reign| reign.branch.lsn < self.to.lsn);
+        reign.is_some_and(|reign| reign.epoch == self.to.epoch)
+    }
+}
+
 impl Coarse {
     /// Whether an LSN is within.
     #[must_use]
@@ -137,7 +146,7 @@ pub struct State {
     pub branches: Vec<Branch>,
     /// The highest acknowledgement of each replica, by its name.
     pub acknowledged: Vec<(String, Lsn)>,
-    /// What the log leaves out.
+    /// What the log leaves out, also on branches.
     pub gaps: Vec<Gap>,
     /// Which LSNs are no points.
     pub coarse: Vec<Coarse>,

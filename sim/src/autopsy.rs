@@ -5,7 +5,8 @@ use bytes::Bytes;
 use engine::event::Kind;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader};
 use engine::node::Node;
-use engine::types::{Epoch, Lsn};
+use engine::state::{Gap, State};
+use engine::types::{Checksum, Epoch, Lsn};
 use std::collections::BTreeMap;
 
 /// A record as it stands in a file.
@@ -23,6 +24,27 @@ impl Record {
     pub fn payload(&self) -> &[u8] {
         &self.bytes[HEADER_BYTES..HEADER_BYTES + self.header.payload_len as usize]
     }
+}
+
+/// Which of a node's gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Of its history.
+    Main,
+    /// Of its branches.
+    Branch,
+}
+
+/// Where a log goes on behind a record: the record itself, or the other end of the gap behind it.
+#[must_use]
+pub fn leap(state: &State, line: Line, lsn: Lsn, checksum: Checksum) -> (Lsn, Checksum) {
+    let mut at = (lsn, checksum);
+    let of_line = |gap: &&Gap| gap.is_of(&state.history) == (line == Line::Main);
+    let find = |at| state.gaps.iter().filter(of_line).find(|gap| (gap.after.lsn, gap.after.checksum) == at);
+    while let Some(gap) = find(at) {
+        at = (gap.to.lsn, gap.to.checksum);
+    }
+    at
 }
 
 /// The records of a running node's main line, oldest first.
@@ -50,7 +72,9 @@ pub fn records(node: &Node, disk: &Disk) -> Result<Vec<Record>, String> {
                 .map_err(|fault| format!("{path} at byte {at}: {fault}"))?;
             if let Some(last) = records.last() {
                 let follows = last.header.lsn.next() == header.lsn && last.header.checksum == header.previous;
-                if !follows {
+                let before = leap(node.state(), Line::Main, last.header.lsn, last.header.checksum);
+                let leaps = before == (header.lsn.prev(), header.previous);
+                if !follows && !leaps {
                     return Err(format!("{path} at byte {at}: LSN {} does not follow", header.lsn));
                 }
             }

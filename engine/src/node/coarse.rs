@@ -94,12 +94,15 @@ impl Node {
         let mut coarse = self.coarse.clone();
         match coarse.last_mut().filter(|last| last.to.is_none()) {
             Some(open) => open.begun = jump.to.lsn,
-            None => coarse.push(Coarse { from: at.lsn.next(), begun: jump.to.lsn, to: None }),
+            None => {
+                // Before its first record a replica has nothing that anybody could want.
+                let from = if at.lsn == Lsn::ZERO { at.lsn } else { at.lsn.next() };
+                coarse.push(Coarse { from, begun: jump.to.lsn, to: None });
+            }
         }
         let recorded = self.update_state(now, |state| {
             state.gaps.push(gap);
             state.coarse = coarse.clone();
-            state.durable = state.durable.max(at.lsn);
         });
         recorded.map_err(|_| Rebuff::Failed)?;
         self.coarse = coarse;
@@ -111,9 +114,8 @@ impl Node {
         Ok(())
     }
 
-    /// What a cut of the log at `lsn` leaves of gaps and stretches.
-    pub(crate) fn cut_spans(lsn: Lsn, gaps: &mut Vec<Gap>, coarse: &mut Vec<Coarse>) {
-        gaps.retain(|gap| gap.to.lsn <= lsn);
+    /// What a cut of the log at `lsn` leaves of the stretches.
+    pub(crate) fn cut_coarse(lsn: Lsn, coarse: &mut Vec<Coarse>) {
         coarse.retain(|stretch| stretch.from <= lsn);
         for stretch in coarse.iter_mut() {
             if stretch.to.is_some_and(|to| to > lsn) {

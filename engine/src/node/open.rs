@@ -316,7 +316,13 @@ fn load(
             own: &own,
             start: state.start,
             // What was folded had been durable before: a log that ends below it has lost records.
-            durable: state.durable.max(state.horizon),
+            // So had what stands before a gap.
+            durable: state
+                .gaps
+                .iter()
+                .filter(|gap| gap.is_of(&state.history))
+                .map(|gap| gap.after.lsn)
+                .fold(state.durable.max(state.horizon), Lsn::max),
             headers_through,
             incarnation: state.incarnation,
         };

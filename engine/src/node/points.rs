@@ -76,7 +76,8 @@ impl Node {
         let (latest, _) = self.whole_around(self.log.durable().lsn);
         let (_, horizon) = self.whole_around(self.state.horizon);
         let (horizon, latest) = (horizon?, latest?);
-        (horizon <= latest).then_some(Window { horizon, latest })
+        // A replica that has no record yet has nothing that anybody could want.
+        (horizon <= latest && latest > Lsn::ZERO).then_some(Window { horizon, latest })
     }
 
     /// Why there is no window.

@@ -368,7 +368,8 @@ impl Node {
             Err(error) => return Err(AttachError::Unreadable(error.to_string())),
             // What a gap of this log leaves out cannot be sent.
             Ok(Some((tip, ..))) if tip.position() == theirs => {
-                self.state.gaps.iter().all(|gap| gap.after.lsn < theirs.lsn)
+                let history = &self.state.history;
+                self.state.gaps.iter().all(|gap| gap.after.lsn < theirs.lsn || !gap.is_of(history))
             }
             Ok(Some(_)) => return Err(AttachError::Diverged(theirs.lsn)),
             Ok(None) => false,

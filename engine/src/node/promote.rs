@@ -132,7 +132,7 @@ impl Node {
             state.history.push(reign);
             state.own.push(epoch);
             state.branches.extend(branch);
-            Node::cut_spans(at, &mut state.gaps, &mut state.coarse);
+            Node::cut_coarse(at, &mut state.coarse);
             state.durable = at;
             state.incarnation = incarnation;
             state.hydration = Some(hydration);
@@ -143,7 +143,7 @@ impl Node {
         // Decided. If we die from here on, the next start finds a primary whose reign has no record yet.
         self.log.cut(tip, end);
         self.log.set_incarnation(incarnation);
-        Node::cut_spans(at, &mut Vec::new(), &mut self.coarse);
+        Node::cut_coarse(at, &mut self.coarse);
         if let Some(index) = &mut self.index {
             index.truncate_after(at);
         }

@@ -132,10 +132,10 @@ impl Node {
         let history = hello.history.clone();
         let defined = self.volumes_at(cut);
         let mut coarse = self.coarse.clone();
-        Node::cut_spans(cut, &mut Vec::new(), &mut coarse);
+        Node::cut_coarse(cut, &mut coarse);
         self.update_state(now, |state| {
             state.history = history;
-            Node::cut_spans(cut, &mut state.gaps, &mut state.coarse);
+            Node::cut_coarse(cut, &mut state.coarse);
             if let Some(branch) = branch {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);

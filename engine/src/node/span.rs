@@ -37,12 +37,14 @@ const COPY_BYTES: u64 = 256 << 10;
 const LOOK_BYTES: u64 = 64 << 20;
 /// Bytes of copies that are not acknowledged yet.
 const WINDOW_BYTES: u64 = 8 << 20;
+/// In a small log they take this part of it, or other replicas could not follow.
+const WINDOW_OF_LOG: u64 = 16;
 /// Segments that a survey looks through at once.
 const SURVEY_SEGMENTS: usize = 8;
 /// Segments of room at which the log is given up for those who keep it full.
 const GIVE_UP_SEGMENTS: u64 = 2;
 /// Segments of room that copies leave to guests.
-const COPY_RESERVE_SEGMENTS: u64 = 3;
+const COPY_RESERVE_SEGMENTS: u64 = 2;
 /// Guests that asked for something within this time are there.
 const GUEST_MS: u64 = 20;
 /// After a copy that did not work.
@@ -196,8 +198,8 @@ impl Lack {
         self.owed || self.tracked
     }
 
-    fn is_ready(&self) -> bool {
-        self.joined && self.copying.is_none() && self.pending_bytes < WINDOW_BYTES && self.ended.is_none()
+    fn is_ready(&self, window: u64) -> bool {
+        self.joined && self.copying.is_none() && self.pending_bytes < window && self.ended.is_none()
     }
 }
 
@@ -322,6 +324,7 @@ impl Node {
         }
         let lack = follower.lack.as_ref();
         if let Some(lack) = lack.filter(|lack| lack.joined)
+            && follower.acknowledged <= theirs.lsn
             && lack.jump.is_some_and(|jump| !is_held && jump.from == theirs)
         {
             // It never heard of the jump.
@@ -370,10 +373,8 @@ impl Node {
     ) -> Result<Option<Jump>, JoinError> {
         let to = self.log.durable();
         let epoch = self.state.epoch();
-        let volumes: Vec<_> = match is_held {
-            true => Vec::new(),
-            false => self.volume_specs().cloned().collect(),
-        };
+        // It may have missed any of their definitions: those that an earlier span has repeated, too.
+        let volumes: Vec<_> = self.volume_specs().cloned().collect();
         self.begin(now).map_err(JoinError::Log)?;
         let body = encode_body(&Spanned { replica: welcome.node });
         self.append_control(now, epoch, Kind::SpanBegin, VolumeId(0), &body).map_err(JoinError::Log)?;
@@ -443,13 +444,18 @@ impl Node {
         }
     }
 
+    /// Bytes of copies that may be in the log and not acknowledged.
+    fn copy_window(&self) -> u64 {
+        WINDOW_BYTES.min(self.config.limits.log.log_bytes / WINDOW_OF_LOG)
+    }
+
     /// Whether a copy could be read now.
     pub(crate) fn copy_is_due(&self, now: Now) -> bool {
-        now.mono >= self.work.copy_at
-            && self
-                .followers
-                .values()
-                .any(|follower| follower.connected && follower.lack.as_ref().is_some_and(Lack::is_ready))
+        let window = self.copy_window();
+        let ready = |follower: &super::Follower| {
+            follower.connected && follower.lack.as_ref().is_some_and(|lack| lack.is_ready(window))
+        };
+        now.mono >= self.work.copy_at && self.followers.values().any(ready)
     }
 
     /// The next copy to read, or the end of a span.
@@ -464,11 +470,14 @@ impl Node {
             return None;
         }
         let fits = limits.segment_bytes - (SEGMENT_HEADER_BYTES + HEADER_BYTES) as u64;
-        let most = COPY_BYTES.min(fits - fits % BLOCK_BYTES).max(BLOCK_BYTES);
+        let window = self.copy_window();
+        let most = COPY_BYTES.min(fits).min(window);
+        let most = (most - most % BLOCK_BYTES).max(BLOCK_BYTES);
         let names: Vec<String> = self.followers.keys().cloned().collect();
         for replica in names {
             let follower = &self.followers[&replica];
-            let Some(lack) = follower.lack.as_ref().filter(|lack| follower.connected && lack.is_ready())
+            let Some(lack) =
+                follower.lack.as_ref().filter(|lack| follower.connected && lack.is_ready(window))
             else {
                 continue;
             };

@@ -28,7 +28,7 @@ use crate::log::segment::{Make, Spare};
 use crate::log::{self, Sync, Synced};
 use crate::overlay::{Content, Overlay};
 use crate::read::{Plan, Wait};
-use crate::state::{Coarse, Gap, Hydration, Lost, Role, StateFile};
+use crate::state::{Branch, Coarse, Gap, Hydration, Lost, Role, StateFile};
 use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -353,7 +353,11 @@ impl Checkpoint {
                 state.coarse = note.coarse;
             }
             let start = state.start.lsn;
-            state.gaps.retain(|gap| gap.after.lsn >= start);
+            let branches = &state.branches;
+            state.gaps.retain(|gap| {
+                let on = |branch: &Branch| branch.after.lsn <= gap.after.lsn && gap.after.lsn < branch.last;
+                gap.after.lsn >= start || branches.iter().any(on)
+            });
             if let Some(lacks) = &lacks {
                 state.lacks_file = lacks.number;
                 state.lost = lacks.lost.clone();

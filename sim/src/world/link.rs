@@ -22,6 +22,9 @@ const CONNECT: Span = Span::from_ms(1_000);
 const MIN_RETRY_MS: u64 = 20;
 const MAX_RETRY_MS: u64 = 1_000;
 
+/// The longest record: a sync span's copy. (Guests write less at once here.)
+const LONGEST_RECORD: usize = (256 << 10) + (4 << 10);
+
 /// The primary's end of a link.
 pub(super) struct Dial {
     conn: Option<ConnId>,
@@ -206,7 +209,8 @@ impl World {
             }
             dial.durable = dial.durable.max(live.node.durable().lsn);
             sender.handle_durable(dial.durable);
-            let window = self.options.session.window_bytes + (64 << 10) + self.options.session.batch_bytes;
+            let window =
+                self.options.session.window_bytes + LONGEST_RECORD + self.options.session.batch_bytes;
             if sender.in_flight_bytes() > window {
                 let detail = format!("{} bytes in flight", sender.in_flight_bytes());
                 return Err(self.broken("invariant_bounded", machine, detail));
@@ -407,7 +411,8 @@ impl World {
             {
                 receiver.handle_frame(now, frame);
             }
-            let limit = self.options.session.unsettled_bytes + self.options.session.batch_bytes + (64 << 10);
+            let limit =
+                self.options.session.unsettled_bytes + self.options.session.batch_bytes + LONGEST_RECORD;
             if receiver.unsettled_bytes() > limit {
                 let detail = format!("{} bytes unsettled", receiver.unsettled_bytes());
                 return Err(self.broken("invariant_bounded", machine, detail));

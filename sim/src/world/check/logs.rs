@@ -6,7 +6,7 @@ use crate::autopsy;
 use crate::ledger::{Key, Timeline};
 use engine::event::{FLAG_COPY, Kind};
 use engine::state::{Gap, Role};
-use engine::types::{Extent, Lsn};
+use engine::types::{Checksum, Extent, Lsn};
 use std::collections::BTreeSet;
 
 impl World {
@@ -130,7 +130,19 @@ impl World {
             while lsn < branch.last {
                 lsn = lsn.next();
                 let headers = found.get(&lsn).into_iter().flatten();
-                ends = headers.filter(|h| ends.contains(&h.previous)).map(|h| h.checksum).collect();
+                let next: BTreeSet<Checksum> =
+                    headers.filter(|h| ends.contains(&h.previous)).map(|h| h.checksum).collect();
+                // What a branch leaves out is in no file.
+                let state = live.node.state();
+                let leaps =
+                    ends.iter().map(|end| autopsy::leap(state, autopsy::Line::Branch, lsn.prev(), *end));
+                if next.is_empty()
+                    && let Some((to, checksum)) = leaps.filter(|(to, _)| *to >= lsn).max()
+                {
+                    (lsn, ends) = (to, BTreeSet::from([checksum]));
+                    continue;
+                }
+                ends = next;
                 if ends.is_empty() {
                     let detail = format!(
                         "LSN {lsn} of the branch ({}, {}] is in no file any more",
