@@ -5,7 +5,7 @@ use crate::control::api::{At, LinkState as Shown, Moment};
 use crate::exit::Failure;
 use crate::time;
 use engine::io::Storage;
-use engine::log::ship::Stretch;
+use engine::log::ship::{ReadError, Stretch};
 use engine::node::config::{AckPolicy, Config, Limits, NewVolume, OnFull as EngineOnFull, Retention, Start};
 use engine::node::primary::AttachError;
 use engine::node::report::Report;
@@ -284,6 +284,7 @@ impl Source for Group {
             error @ (AttachError::Unknown(_)
             | AttachError::Ahead { .. }
             | AttachError::NeedsCopy(_)
+            | AttachError::NotYet
             | AttachError::Append(_)
             | AttachError::Unreadable(_)) => unreadable(&error),
         })
@@ -320,7 +321,12 @@ impl Source for Group {
     fn read(&self, want: Want) -> Result<Batch, Fault> {
         match self.engine.peek(|node| node.records_from(want.from, want.max_bytes)) {
             Stretch::Ready(batch) => Ok(batch),
-            Stretch::OnDisk(read) => read.run().map_err(|error| unreadable(&error)),
+            Stretch::OnDisk(read) => read.run().map_err(|error| {
+                if let ReadError::Damaged { lsn, .. } = error {
+                    self.engine.with(|node, _| node.log_unreadable(lsn));
+                }
+                unreadable(&error)
+            }),
             Stretch::UpToDate => Err(Fault::Retired),
             Stretch::Gone => Err(Fault::Trimmed(want.from)),
         }

@@ -343,9 +343,13 @@ impl Log {
         Ok(Some((segment, scan)))
     }
 
-    /// The last record held at or before `lsn`: another one only if that lies in a gap.
+    /// The last position held at or before `lsn`: another one only if that lies within a gap.
     #[must_use]
     pub fn floor(&self, lsn: Lsn) -> Lsn {
+        let ends_gap = lsn == self.tip.lsn || self.line.iter().any(|segment| segment.start.lsn == lsn);
+        if ends_gap {
+            return lsn;
+        }
         match self.line.iter().rev().find(|segment| segment.header.first <= lsn) {
             Some(segment) => lsn.min(segment.last),
             None => lsn,

@@ -82,6 +82,9 @@ pub enum AttachError {
          up; its points stay as they are until that is allowed with `landfall resync`"
     )]
     NeedsCopy(Lsn),
+    /// What it lacks is being looked for.
+    #[error("what the replica lacks is being looked for in the log")]
+    NotYet,
     /// The log takes no record of a span just now.
     #[error("the log takes no records: {0}")]
     Append(String),
@@ -384,6 +387,7 @@ impl Node {
             };
         };
         self.join(now, replica, welcome, needs, is_held).map_err(|error| match error {
+            JoinError::NotYet => AttachError::NotYet,
             JoinError::NeedsCopy => AttachError::NeedsCopy(theirs.lsn),
             JoinError::Log(error) => AttachError::Append(error.to_string()),
         })

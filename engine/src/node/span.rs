@@ -63,6 +63,8 @@ pub(crate) struct Lack {
     survey: Option<(Lsn, Lsn)>,
     /// A span is under way: what changes is in the log that it gets.
     pub(crate) joined: bool,
+    /// The log holds what it needs, but cannot be read there.
+    unreadable: bool,
     /// Its disks are empty, so that holes need no copy.
     fresh: bool,
     /// A replica that stands below this lacks more than is known.
@@ -174,6 +176,24 @@ fn read_copy(
     Ok((extent, contents))
 }
 
+impl super::Follower {
+    /// Begins to look for what it lacks, so that the log need not be kept for it.
+    fn give_up(&mut self, start: Lsn, tip: Lsn) {
+        let lack = self.lack.get_or_insert_default();
+        lack.owed |= lack.joined;
+        lack.fresh = false;
+        // It may not have heard of the jump, and stand where it stood before.
+        let jumped = lack.jump.take().is_none_or(|jump| self.acknowledged >= jump.to.lsn);
+        if jumped {
+            lack.since = self.held.max(start);
+        }
+        (lack.joined, lack.tracked, lack.ended, lack.copying) = (false, false, None, None);
+        lack.pending.clear();
+        lack.pending_bytes = 0;
+        lack.survey = Some((self.held, tip));
+    }
+}
+
 impl Lack {
     /// As it is read back from the disk.
     pub(crate) fn recorded(extents: Extents, lost: &Lost) -> Lack {
@@ -230,12 +250,12 @@ impl Node {
 
     /// Gives up the log for the replicas that keep it full, step by step.
     pub(crate) fn poll_survey(&mut self) -> Option<Job> {
-        if self.config.on_full != OnFull::Track || self.state.role != Role::Primary {
+        if self.state.role != Role::Primary {
             return None;
         }
         let limits = self.config.limits.log;
         let room = limits.log_bytes.saturating_sub(self.log.used_bytes());
-        let is_full = room <= GIVE_UP_SEGMENTS * limits.segment_bytes;
+        let is_full = self.config.on_full == OnFull::Track && room <= GIVE_UP_SEGMENTS * limits.segment_bytes;
         if is_full {
             let tip = self.log.tip().lsn;
             // Whatever else keeps the log would keep it all the same.
@@ -251,18 +271,7 @@ impl Node {
                     group = %self.config.name, replica = %name, from = %follower.held,
                     "the log is full; what changes is tracked until this replica is back"
                 );
-                let lack = follower.lack.get_or_insert_default();
-                lack.owed |= lack.joined;
-                lack.fresh = false;
-                // It may not have heard of the jump, and stand where it stood before.
-                let jumped = lack.jump.take().is_none_or(|jump| follower.acknowledged >= jump.to.lsn);
-                if jumped {
-                    lack.since = follower.held.max(self.log.start().lsn);
-                }
-                (lack.joined, lack.tracked, lack.ended, lack.copying) = (false, false, None, None);
-                lack.pending.clear();
-                lack.pending_bytes = 0;
-                lack.survey = Some((follower.held, tip));
+                follower.give_up(self.log.start().lsn, tip);
                 // Its session ends when it wants a record that is gone.
             }
         }
@@ -273,6 +282,23 @@ impl Node {
         let (replica, after, upto) = surveyed?;
         let headers = self.log.headers(after, upto, SURVEY_SEGMENTS);
         Some(Job::Survey(Survey { replica, headers }))
+    }
+
+    /// A record cannot be read back: a damaged disk. What the replicas behind it lack is known by the records'
+    /// headers, and is read where it was applied.
+    pub fn log_unreadable(&mut self, at: Lsn) {
+        let (start, tip) = (self.log.start().lsn, self.log.tip().lsn);
+        for (name, follower) in self.followers.iter_mut().filter(|(_, follower)| follower.held < at) {
+            let lack = follower.lack.as_ref();
+            if lack.is_none_or(|lack| lack.holds_log() && lack.survey.is_none()) {
+                tracing::warn!(
+                    group = %self.config.name, replica = %name, %at,
+                    "the log cannot be read back for this replica; a sync span makes up for it"
+                );
+                follower.give_up(start, tip);
+                follower.lack.get_or_insert_default().unreadable = true;
+            }
+        }
     }
 
     pub(crate) fn finish_survey(&mut self, surveyed: &Surveyed) {
@@ -323,6 +349,10 @@ impl Node {
             self.work.lacks_changed = true;
         }
         let lack = follower.lack.as_ref();
+        if lack.is_some_and(|lack| lack.unreadable && lack.survey.is_some()) {
+            return Err(JoinError::NotYet);
+        }
+        let is_held = is_held && !lack.is_some_and(|lack| lack.unreadable);
         if let Some(lack) = lack.filter(|lack| lack.joined)
             && follower.acknowledged <= theirs.lsn
             && lack.jump.is_some_and(|jump| !is_held && jump.from == theirs)
@@ -386,6 +416,7 @@ impl Node {
         let follower = self.followers.get_mut(replica).expect("it was looked up before");
         let lack = follower.lack.as_mut().expect("a span is for what is lacked");
         (lack.joined, lack.owed, lack.tracked, lack.survey, lack.ended) = (true, true, false, None, None);
+        lack.unreadable = false;
         lack.cursor = (VolumeId(0), 0);
         lack.pending.clear();
         lack.pending_bytes = 0;
@@ -413,7 +444,7 @@ impl Node {
         let Some(lack) = follower.lack.as_mut().filter(|lack| !lack.joined && follower.connected) else {
             return;
         };
-        if undecided || follower.acknowledged.next() < first {
+        if undecided || lack.unreadable || follower.acknowledged.next() < first {
             return;
         }
         if !lack.owed {
@@ -617,6 +648,8 @@ impl Node {
 pub(crate) enum JoinError {
     /// Only a copy of everything would do.
     NeedsCopy,
+    /// What it lacks is being looked for.
+    NotYet,
     /// The log takes no record.
     Log(log::Error),
 }

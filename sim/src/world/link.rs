@@ -6,7 +6,7 @@
 use super::{Ev, Result, World};
 use crate::clock::{Span, Time};
 use crate::net::{Close, ConnId, End, Event, Host, What};
-use engine::log::ship::Stretch;
+use engine::log::ship::{ReadError, Stretch};
 use engine::peer::{Batch, Hello, Jump, Rebuff};
 use engine::state::Role;
 use engine::types::{Epoch, Lsn};
@@ -377,6 +377,11 @@ impl World {
                     if !self.machines[machine].is_excused() {
                         let detail = format!("the log of a sound disk cannot be read: {error}");
                         return Err(self.broken("invariant_reads_succeed", machine, detail));
+                    }
+                    if let Some(live) = &mut self.machines[machine].live
+                        && let ReadError::Damaged { lsn, .. } = error
+                    {
+                        live.node.log_unreadable(lsn);
                     }
                     self.hang_up(machine, target, true);
                 }

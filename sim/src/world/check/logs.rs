@@ -6,8 +6,7 @@ use crate::autopsy;
 use crate::ledger::{Key, Timeline};
 use engine::event::{FLAG_COPY, Kind};
 use engine::state::{Gap, Role};
-use engine::types::{Checksum, Extent, Lsn};
-use std::collections::BTreeSet;
+use engine::types::{Extent, Lsn};
 
 impl World {
     /// Guarantee 2 and the log's own truth: the records in the files are the operations, in their order, bit for
@@ -124,32 +123,27 @@ impl World {
         }
         for branch in &live.node.state().branches {
             let found = autopsy::anywhere(&m.disk, DIR, live.node.log().seed(), branch.epoch);
-            // Forwards from the branching point, by the chain: several records may stand at an LSN.
-            let mut ends = BTreeSet::from([branch.after.checksum]);
-            let mut lsn = branch.after.lsn;
-            while lsn < branch.last {
-                lsn = lsn.next();
-                let headers = found.get(&lsn).into_iter().flatten();
-                let next: BTreeSet<Checksum> =
-                    headers.filter(|h| ends.contains(&h.previous)).map(|h| h.checksum).collect();
-                // What a branch leaves out is in no file.
-                let state = live.node.state();
-                let leaps =
-                    ends.iter().map(|end| autopsy::leap(state, autopsy::Line::Branch, lsn.prev(), *end));
-                if next.is_empty()
-                    && let Some((to, checksum)) = leaps.filter(|(to, _)| *to >= lsn).max()
-                {
-                    (lsn, ends) = (to, BTreeSet::from([checksum]));
-                    continue;
-                }
-                ends = next;
-                if ends.is_empty() {
-                    let detail = format!(
-                        "LSN {lsn} of the branch ({}, {}] is in no file any more",
-                        branch.after.lsn, branch.last
-                    );
-                    return Err(self.broken("invariant_branches_kept", machine, detail));
-                }
+            // Forwards from the branching point, by the chain: several records may stand at an LSN, and what a
+            // branch leaves out is in no file.
+            let state = live.node.state();
+            let mut ends = vec![(branch.after.lsn, branch.after.checksum)];
+            let mut furthest = branch.after.lsn;
+            while let Some((lsn, checksum)) = ends.pop() {
+                furthest = furthest.max(lsn);
+                let leap = autopsy::leap(state, autopsy::Line::Branch, lsn, checksum);
+                ends.extend((leap.0 > lsn).then_some(leap));
+                let headers = found.get(&lsn.next()).into_iter().flatten();
+                let next = headers.filter(|h| h.previous == checksum).map(|h| (h.lsn, h.checksum));
+                ends.extend(next.filter(|(lsn, _)| *lsn <= branch.last));
+            }
+            if furthest < branch.last {
+                let detail = format!(
+                    "LSN {} of the branch ({}, {}] is in no file any more",
+                    furthest.next(),
+                    branch.after.lsn,
+                    branch.last
+                );
+                return Err(self.broken("invariant_branches_kept", machine, detail));
             }
         }
         self.count("branches seen", u64::from(!self.branches(machine)));
