@@ -389,6 +389,7 @@ impl Node {
         self.join(now, replica, welcome, needs, is_held).map_err(|error| match error {
             JoinError::NotYet => AttachError::NotYet,
             JoinError::NeedsCopy => AttachError::NeedsCopy(theirs.lsn),
+            JoinError::Record(reason) => AttachError::Append(reason),
             JoinError::Log(error) => AttachError::Append(error.to_string()),
         })
     }

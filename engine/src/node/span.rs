@@ -20,7 +20,7 @@ use super::{Node, open};
 use crate::event::{FLAG_AGAIN, FLAG_COPY, Kind, Spanned, VolumeDefined, encode_body};
 use crate::extents::{BLOCK_BYTES, Extents};
 use crate::guest::Piece;
-use crate::lacks::Lacks;
+use crate::lacks::{self, Lacks};
 use crate::log::format::{HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use crate::log::ship::Headers;
 use crate::log::{self, Draft};
@@ -177,6 +177,11 @@ fn read_copy(
 }
 
 impl super::Follower {
+    /// Whether it is known to stand behind the jump that its span began with, if there was one.
+    fn has_jumped(&self, lack: &Lack) -> bool {
+        lack.jump.is_none_or(|jump| self.acknowledged >= jump.to.lsn)
+    }
+
     /// Begins to look for what it lacks, so that the log need not be kept for it.
     fn give_up(&mut self, start: Lsn, tip: Lsn) {
         let lack = self.lack.get_or_insert_default();
@@ -315,13 +320,31 @@ impl Node {
         }
     }
 
+    /// Puts what replicas lack on record, here and now; no job that does the same is out.
+    fn record_lacks(&mut self, now: Now) -> Result<(), String> {
+        let (lacks, lost) = self.lacks_on_record();
+        let number = self.next_lacks_file();
+        let written = lacks::write(&*self.storage, &self.config.dir, number, &lacks);
+        written.map_err(|error| format!("noting what replicas lack: {error}"))?;
+        let updated = self.update_state(now, |state| {
+            state.lacks_file = number;
+            state.lost = lost;
+        });
+        updated.map_err(|error| error.to_string())?;
+        self.work.lacks_changed = false;
+        // The file before is removed with the next one, or at the next opening.
+        Ok(())
+    }
+
     /// What has to be on record of the replicas that lack something.
     pub(crate) fn lacks_on_record(&self) -> (Vec<Lacks>, Vec<Lost>) {
         let counting = self.followers.iter().filter_map(|(name, follower)| {
             let lack = follower.lack.as_ref().filter(|lack| lack.counts())?;
             let through = if lack.holds_log() { follower.held } else { self.log.durable().lsn };
             let through = through.min(self.log.durable().lsn);
-            let lost = Lost { replica: name.clone(), owed: lack.owed, through, since: lack.since };
+            // What it has acknowledged of the span under way is not in the set any more: it must not come back with less.
+            let since = if lack.joined && follower.has_jumped(lack) { follower.held } else { lack.since };
+            let lost = Lost { replica: name.clone(), owed: lack.owed, through, since };
             Some((Lacks { replica: name.clone(), extents: lack.extents.clone() }, lost))
         });
         counting.unzip()
@@ -342,7 +365,11 @@ impl Node {
         let is_ours = self.epoch_of(theirs.lsn) == theirs.epoch;
         let follower = self.followers.get_mut(replica).expect("it was looked up before");
         let is_new = theirs.lsn == Lsn::ZERO;
-        if !needs.lacks.is_empty() {
+        let grows = !needs.lacks.is_empty();
+        if grows && self.work.is_bulk_out() {
+            return Err(JoinError::NotYet);
+        }
+        if grows {
             let lack = follower.lack.get_or_insert_default();
             needs.lacks.iter().for_each(|part| lack.extents.insert(part.volume, part.extent));
             lack.owed = true;
@@ -372,6 +399,9 @@ impl Node {
             if !is_new && !is_adrift && !follower.full_copy {
                 return Err(JoinError::NeedsCopy);
             }
+            if self.work.is_bulk_out() {
+                return Err(JoinError::NotYet);
+            }
             let lack = follower.lack.get_or_insert_default();
             lack.extents = everything;
             (lack.owed, lack.tracked, lack.joined, lack.fresh) = (true, true, false, is_new);
@@ -379,8 +409,12 @@ impl Node {
             lack.since = theirs.lsn;
             lack.pending.clear();
             lack.pending_bytes = 0;
-            self.work.lacks_changed = true;
         }
+        if grows || !covered {
+            // On record before it hears of a span: what is on record now may be of a disk that it has lost.
+            self.record_lacks(now).map_err(JoinError::Record)?;
+        }
+        let follower = self.followers.get_mut(replica).expect("it was looked up before");
         let Some(lack) = follower.lack.as_mut() else { return Ok(None) };
         if is_held && lack.joined {
             // It goes on where it was.
@@ -650,6 +684,8 @@ pub(crate) enum JoinError {
     NeedsCopy,
     /// What it lacks is being looked for.
     NotYet,
+    /// It could not be put on record.
+    Record(String),
     /// The log takes no record.
     Log(log::Error),
 }

@@ -795,7 +795,7 @@ impl Node {
         Some(Job::Checkpoint(Checkpoint { file, backings, lacks, note }))
     }
 
-    fn next_lacks_file(&mut self) -> u64 {
+    pub(crate) fn next_lacks_file(&mut self) -> u64 {
         self.work.lacks_file = self.work.lacks_file.max(self.state.lacks_file) + 1;
         self.work.lacks_file
     }

@@ -145,8 +145,12 @@ impl World {
     /// A promoted node's disks are whole.
     pub(in crate::world) fn check_filled(&mut self, machine: usize) -> Result {
         let Some(live) = &self.machines[machine].live else { return Ok(()) };
-        let tip = live.node.log().tip().lsn;
-        self.check_image(machine, tip, "invariant_points_exact")
+        // It may have been fenced meanwhile: then its newest point is what it shows.
+        let at = match live.node.role() {
+            Role::Primary => live.node.log().tip().lsn,
+            Role::Replica | Role::Fenced => live.node.durable().lsn,
+        };
+        self.check_image(machine, at, "invariant_points_exact")
     }
 
     /// A look at a node at a random moment.
