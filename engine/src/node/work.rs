@@ -193,7 +193,7 @@ pub enum Done {
     /// Of a make.
     Make(std::io::Result<Spare>),
     /// Of a checkpoint.
-    Checkpoint(Result<(), String>),
+    Checkpoint(Result<Recorded, String>),
     /// Of a fold.
     Fold(Result<(), String>),
     /// Of a step of filling.
@@ -322,7 +322,7 @@ struct Note {
 }
 
 impl Checkpoint {
-    fn run(self) -> Result<(), String> {
+    fn run(self) -> Result<Recorded, String> {
         for backing in &self.backings {
             backing.sync().map_err(|error| format!("syncing a volume's disk: {error}"))?;
         }
@@ -331,8 +331,12 @@ impl Checkpoint {
             && *number > 0
         {
             // Before the state names it, and before the log that it stands for is freed.
-            lacks::write(&**storage, dir, *number, lacks)
-                .map_err(|error| format!("noting what replicas lack: {error}"))?;
+            match lacks::write(&**storage, dir, *number, lacks) {
+                Ok(()) => {}
+                // Then the log is kept until there is space, and nothing else is put on record.
+                Err(error) if is_no_space(&error) => return Ok(Recorded::NoSpace),
+                Err(error) => return Err(format!("noting what replicas lack: {error}")),
+            }
         }
         let updated = self.file.update(|state| {
             // A promotion or a new primary may have come between; what it wrote stands.
@@ -370,8 +374,22 @@ impl Checkpoint {
             // The next opening removes it.
             tracing::debug!(%error, "a file that nobody needs was left behind");
         }
-        Ok(())
+        Ok(Recorded::All)
     }
+}
+
+/// What a checkpoint came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is on record.
+    All,
+    /// There was no space to note what replicas lack: nothing was changed.
+    NoSpace,
+}
+
+fn is_no_space(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// A base image, and what goes where in it.
@@ -638,7 +656,12 @@ impl Node {
                 self.work.making = false;
                 self.cannot_now(now, &error.to_string());
             }
-            Done::Checkpoint(Ok(())) => {
+            Done::Checkpoint(Ok(Recorded::NoSpace)) => {
+                self.work.bulk = false;
+                self.work.lacks_changed = true;
+                tracing::warn!(group = %self.config.name, "no space to note what replicas lack: the log is kept");
+            }
+            Done::Checkpoint(Ok(Recorded::All)) => {
                 self.work.bulk = false;
                 self.take_state();
                 self.free(now);

@@ -32,6 +32,11 @@ impl World {
         // A replica without room for the span keeps the points before it, and waits for an operator.
         let no_room =
             node.is_coarse() && node.log().used_bytes() + 2 * limits.segment_bytes > limits.log_bytes;
+        // A log that is kept for an old primary which nobody has decided on takes no copies either.
+        let log = of.log();
+        let held = self.options.on_full != OnFull::Track
+            && log.used_bytes() + 2 * log.limits().segment_bytes > log.limits().log_bytes;
+        let no_room = no_room || node.is_coarse() && held;
         let name = &self.machines[machine].name;
         self.machines[machine].damaged
             || no_room
