@@ -42,5 +42,6 @@ scenarios! {
     r08_split_brain_attempt: "split-brain-attempt";
     r16_ransomware: "ransomware";
     r02_rolling_restart: "rolling-restart";
+    r06_w20_long_outage: "long-outage";
     r13_long_outage_log_full: "long-outage-log-full";
 }

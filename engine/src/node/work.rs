@@ -172,7 +172,7 @@ pub enum Job {
     /// Make a segment file ahead of need.
     Make(Make),
     /// Make what was applied durable, and say so.
-    Checkpoint(Checkpoint),
+    Checkpoint(Box<Checkpoint>),
     /// Retire points and fold the base images.
     Fold(Fold),
     /// Fill the disk of a promoted node by one step.
@@ -815,7 +815,7 @@ impl Node {
         });
         let last_gap = self.state.gaps.last().copied();
         let note = Note { applied, durable, start, volumes, acknowledged, coarse, last_gap, epoch };
-        Some(Job::Checkpoint(Checkpoint { file, backings, lacks, note }))
+        Some(Job::Checkpoint(Box::new(Checkpoint { file, backings, lacks, note })))
     }
 
     pub(crate) fn next_lacks_file(&mut self) -> u64 {

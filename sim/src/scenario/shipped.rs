@@ -1,11 +1,12 @@
 //! The scenarios that come with Landfall.
 
 /// Their names.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "asymmetric-partition",
     "clock-skew",
     "double-failure",
     "flapping-link",
+    "long-outage",
     "long-outage-log-full",
     "ransomware",
     "region-outage",
@@ -23,6 +24,7 @@ pub fn shipped(name: &str) -> Option<&'static str> {
         "clock-skew" => include_str!("../../scenarios/clock-skew.toml"),
         "double-failure" => include_str!("../../scenarios/double-failure.toml"),
         "flapping-link" => include_str!("../../scenarios/flapping-link.toml"),
+        "long-outage" => include_str!("../../scenarios/long-outage.toml"),
         "long-outage-log-full" => include_str!("../../scenarios/long-outage-log-full.toml"),
         "ransomware" => include_str!("../../scenarios/ransomware.toml"),
         "region-outage" => include_str!("../../scenarios/region-outage.toml"),

@@ -591,6 +591,7 @@ impl World {
         };
         let seen = live.node.state().epoch_seen();
         let last = batch.last;
+        let was_coarse = live.node.is_coarse();
         let result = live.node.append(now, batch);
         if self.check_power(machine)? {
             return Ok(());
@@ -598,6 +599,11 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let tip = live.node.log().tip().position();
         let reign = live.node.history().last().copied();
+        let is_whole = was_coarse && !live.node.is_coarse();
+        if is_whole {
+            self.count("spans ended", 1);
+            self.say(machine, "span ended", &[("at", tip.lsn.0.into())]);
+        }
         match result {
             Ok(()) => {
                 if epoch < seen {

@@ -36,10 +36,14 @@ impl World {
         let log = of.log();
         let held = self.options.on_full != OnFull::Track
             && log.used_bytes() + 2 * log.limits().segment_bytes > log.limits().log_bytes;
-        let no_room = no_room || node.is_coarse() && held;
+        let behind = node.is_coarse() || node.durable().lsn == Lsn::ZERO;
+        let no_room = no_room || behind && held;
+        // What cannot be read there cannot be copied.
+        let unreadable = node.is_coarse() && self.machines[primary].is_excused();
         let name = &self.machines[machine].name;
         self.machines[machine].damaged
             || no_room
+            || unreadable
             || of.needs_copy(name)
             || branches + 4 * limits.segment_bytes > limits.log_bytes
             || cut.next() < of.log().first() && self.options.on_full != OnFull::Track
