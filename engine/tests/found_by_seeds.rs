@@ -120,10 +120,10 @@ fn r07_a_stream_ends_with_the_news_of_a_newer_epoch() {
     let mut newer = primary.node.hello().expect("it is primary");
     let branch = primary.node.durable();
     newer.history.push(Reign { epoch: Epoch(2), branch, node: NodeId([9; 16]) });
-    newer.first = Lsn(1_000);
-    newer.durable.lsn = Lsn(2_000);
+    // It says that it has lost what this replica holds.
+    newer.durable.lsn = Lsn(2);
     let now = replica.now();
-    replica.node.accept(now, &newer).expect_err("it is too far behind");
+    replica.node.accept(now, &newer).expect_err("it has less than it had shipped");
     primary.write(A, 0, &[2; 512]).expect("there is room");
     primary.flush().expect("a flush");
     let from = replica.node.durable().lsn.next();

@@ -590,12 +590,12 @@ fn w33_newer_versions_are_named() {
         let disk = small.settled();
         edit(&disk, &at.path, |bytes| {
             let record = &mut bytes[at.range.clone()];
-            record[4] = 2;
+            record[4] = 3;
             let checksum = seed.checksum(&[&record[0..8], &record[12..HEADER_BYTES]]);
             record[8..12].copy_from_slice(&checksum.to_le_bytes());
         });
         let error = recover(&disk, small.facts(Writer::Own, small.durable)).expect_err("newer");
-        assert!(matches!(&error, OpenError::Newer { path, version: 2 } if *path == at.path), "{error}");
+        assert!(matches!(&error, OpenError::Newer { path, version: 3 } if *path == at.path), "{error}");
     }
     for path in small.disk.paths().iter().take(3) {
         let disk = small.settled();
