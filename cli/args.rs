@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Unmount(Unmount),
     /// Make this node the primary of a group
     Failover(Failover),
+    /// Allow a copy of everything for a replica whose lacks are not known
+    Resync(Resync),
     /// Rehearse regional outages on virtual time, with your own policy and workload
     #[command(subcommand)]
     Sim(crate::sim::args::Sim),
@@ -191,6 +193,17 @@ pub(crate) struct Failover {
     /// Show what it would do and cost, and do nothing
     #[arg(long, conflicts_with = "yes")]
     pub(crate) plan: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resync {
+    /// The group
+    pub(crate) group: String,
+    /// The replica, as this node's configuration names it
+    pub(crate) replica: String,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,6 +14,7 @@ pub(crate) mod failover;
 pub(crate) mod log;
 pub(crate) mod mount;
 pub(crate) mod points;
+pub(crate) mod resync;
 pub(crate) mod status;
 
 use crate::args::Global;

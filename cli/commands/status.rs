@@ -1,7 +1,9 @@
 //! `landfall status`: how the node is, what lags, what somebody should look at.
 
 use crate::args::Global;
-use crate::control::api::{Group, Link, LinkState, Moment, Role, State, Status, Stretch};
+use crate::control::api::{
+    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Role, State, Status, Stretch,
+};
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
 use crate::time;
@@ -124,6 +126,22 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
         out.push_str(&links.render());
     }
     for replica in &group.replicas {
+        if let Some(CatchingUp { state, bytes }) = replica.catching_up {
+            let (name, bytes) = (clean(&replica.name), Bytes(bytes));
+            let _ = match state {
+                CatchUp::Tracked => writeln!(
+                    out,
+                    "  {name} is away for longer than the log holds: {bytes} have changed since, and are copied when \
+                     it is back"
+                ),
+                CatchUp::Span => writeln!(out, "  {name} is in a sync span: {bytes} are yet to be copied"),
+                CatchUp::NeedsCopy => writeln!(
+                    out,
+                    "  {name} needs a copy of everything, {bytes}: `landfall resync {} {name}` allows it",
+                    clean(&group.name)
+                ),
+            };
+        }
         for alarm in &replica.alarms {
             let _ = writeln!(out, "  ! {}: {}", clean(&replica.name), clean(alarm));
         }
@@ -234,6 +252,7 @@ pub(crate) mod tests {
                 link: connected.clone(),
                 durable: Some(Lsn(90)),
                 lag: Stretch { writes: 1_234, bytes: 5 << 20, ms: 340 },
+                catching_up: None,
                 alarms: vec!["acknowledged less than before".to_owned()],
             }],
             primary: None,

@@ -83,6 +83,8 @@ pub(crate) enum Request {
     PlanFailover(PlanRequest),
     /// [`super::Operator::failover`].
     Failover(Failover),
+    /// [`super::Operator::resync`].
+    Resync(Resync),
 }
 
 /// Parameters that name a group.
@@ -169,6 +171,16 @@ pub(crate) struct Failover {
     /// [`Plan::epoch`]: whoever comes second with the same is refused.
     #[serde(with = "epoch")]
     pub(crate) epoch: Epoch,
+}
+
+/// Allows a copy of everything for a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resync {
+    /// The group.
+    pub(crate) group: String,
+    /// The replica's name.
+    pub(crate) replica: String,
 }
 
 /// A mount, while the daemon runs.
@@ -333,8 +345,32 @@ pub(crate) struct Replica {
     pub(crate) durable: Option<Lsn>,
     /// What it does not have yet.
     pub(crate) lag: Stretch,
+    /// What it lacks beside records of the log; absent if nothing.
+    #[serde(default)]
+    pub(crate) catching_up: Option<CatchingUp>,
     /// What somebody should look at, in words.
     pub(crate) alarms: Vec<String>,
+}
+
+/// How a replica that the log did not wait for is caught up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CatchingUp {
+    /// What is being done.
+    pub(crate) state: CatchUp,
+    /// Bytes that are to be copied.
+    pub(crate) bytes: u64,
+}
+
+/// See [`CatchingUp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CatchUp {
+    /// The replica is away; what changes is tracked.
+    Tracked,
+    /// A sync span copies what it lacks.
+    Span,
+    /// Only a copy of everything would do, and somebody has to allow it.
+    NeedsCopy,
 }
 
 /// The primary, as a replica sees it.

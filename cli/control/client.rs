@@ -2,7 +2,7 @@
 
 use super::api::{
     Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest, Points,
-    Promotion, Request, Status, VERSION,
+    Promotion, Request, Resync, Status, VERSION,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
@@ -88,6 +88,11 @@ impl Client {
     /// [`super::Operator::failover`].
     pub(crate) fn failover(&mut self, request: Failover) -> Result<Promotion, Failure> {
         self.call(&Request::Failover(request))
+    }
+
+    /// [`super::Operator::resync`].
+    pub(crate) fn resync(&mut self, request: Resync) -> Result<(), Failure> {
+        self.call(&Request::Resync(request))
     }
 
     fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Failure> {

@@ -16,7 +16,7 @@ pub(crate) use client::Client;
 pub(crate) use server::Server;
 
 use crate::point::Point;
-use api::{Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Status};
+use api::{Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Resync, Status};
 
 /// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
 /// at a time; every method may block, and reports a refusal as a [`Fault`] without having changed anything.
@@ -41,6 +41,10 @@ pub(crate) trait Operator: Send + Sync {
     /// and the new epoch is durable. `conflict` if that epoch has been seen already; the same request repeated
     /// after it succeeded answers with [`Promotion::already`] set.
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault>;
+
+    /// Allows a copy of everything for a replica whose lacks are not known; it begins when the replica next calls.
+    /// `refused` if the replica needs none, and nothing changes then.
+    fn resync(&self, request: &Resync) -> Result<(), Fault>;
 }
 
 #[cfg(test)]

@@ -218,6 +218,7 @@ impl Shared {
             }
             Request::PlanFailover(plan) => value(operator.plan_failover(&plan.group, plan.to)),
             Request::Failover(request) => value(operator.failover(&request)),
+            Request::Resync(request) => value(operator.resync(&request)),
         }
     }
 }
@@ -338,6 +339,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "unmount" => params(&method, given).map(Request::Unmount),
         "plan_failover" => params(&method, given).map(Request::PlanFailover),
         "failover" => params(&method, given).map(Request::Failover),
+        "resync" => params(&method, given).map(Request::Resync),
         _ => Err(Fault::new(FaultCode::BadRequest, format_args!("unknown method `{method}`"))),
     }
 }

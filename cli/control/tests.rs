@@ -86,6 +86,11 @@ impl Operator for Fake {
         })
     }
 
+    fn resync(&self, request: &Resync) -> Result<(), Fault> {
+        let known = request.replica == "west";
+        if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }
+    }
+
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
         let mut promoted = self.promoted.lock().unwrap();
         let already = *promoted == Some(request.epoch);

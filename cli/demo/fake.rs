@@ -259,6 +259,7 @@ impl Operator for FakeNode {
             link,
             durable: None,
             lag: Stretch::default(),
+            catching_up: None,
             alarms: Vec::new(),
         };
         let appended = Lsn(self.world.log.lock().unwrap().len() as u64);
@@ -331,6 +332,10 @@ impl Operator for FakeNode {
             last_contact: None,
             warnings: Vec::new(),
         })
+    }
+
+    fn resync(&self, _request: &Resync) -> Result<(), Fault> {
+        Err(Fault::new(FaultCode::Refused, "no replica needs it"))
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {

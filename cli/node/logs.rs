@@ -6,7 +6,7 @@ use crate::commands::log::{Inspection, Outcome, Segment, Verification};
 use crate::control::api::{At, Branch, Moment, Reign, Role, Stretch};
 use crate::exit::Failure;
 use ::sim::recorded::{Line, Volume};
-use engine::event::{Kind, Marked, VolumeDefined, decode_body};
+use engine::event::{FLAG_AGAIN, FLAG_COPY, Kind, Marked, VolumeDefined, decode_body};
 use engine::log::format::{Header, SEGMENT_HEADER_BYTES, Seed};
 use engine::log::recovery::{OpenError, Verified};
 use engine::log::scan::{Depth, Scan};
@@ -55,7 +55,10 @@ pub(crate) fn export_trace(arguments: &ExportTrace, sink: &mut dyn Sink) -> Resu
                 let volume = Volume { name: defined.name, size: defined.size };
                 volumes.insert(header.volume, volume);
             }
-            if header.lsn < from {
+            // A sync span's copies, and what it repeats, are no guest's doing.
+            let is_copy = header.kind.changes_bytes() && header.flags & FLAG_COPY != 0;
+            let is_again = header.kind == Kind::Volume && header.flags & FLAG_AGAIN != 0;
+            if header.lsn < from || is_copy || is_again {
                 continue;
             }
             if begun.is_none() {

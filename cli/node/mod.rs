@@ -20,7 +20,8 @@ pub(crate) use logs::{export_trace, inspect, verify};
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
-    Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, Plan, Points, Promotion, Status,
+    Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, Plan, Points, Promotion, Resync,
+    Status,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -334,6 +335,27 @@ impl Operator for Node {
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
         show::plan(self.group(group)?, to)
+    }
+
+    fn resync(&self, request: &Resync) -> Result<(), Fault> {
+        let group = self.group(&request.group)?;
+        let (name, replica) = (&request.group, &request.replica);
+        group.engine.with(|node, _| {
+            if node.config().replicas.iter().all(|known| known != replica) {
+                let known = node.config().replicas.join(", ");
+                return Err(Fault::new(
+                    FaultCode::NotFound,
+                    format_args!("group {name} has no replica {replica} here; it has: {known}"),
+                ));
+            }
+            if !node.needs_copy(replica) {
+                return Err(Fault::new(
+                    FaultCode::Refused,
+                    format_args!("group {name}: what {replica} lacks is known; nothing was changed"),
+                ));
+            }
+            node.allow_full_copy(replica).map_err(|error| Fault::new(FaultCode::NotFound, error))
+        })
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {

@@ -3,9 +3,11 @@
 use super::Node;
 use super::groups::{Group, LinkInfo};
 use crate::config::Config;
+use crate::config::OnFull;
 use crate::control::api::{
-    At, Branch, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Moment, Node as ShownNode,
-    Plan, Points, Positions, Reign, Replica, Role, State, Status, Stretch, Upstream, Volume, Window,
+    At, Branch, CatchUp, CatchingUp, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Moment,
+    Node as ShownNode, Plan, Points, Positions, Reign, Replica, Role, State, Status, Stretch, Upstream,
+    Volume, Window,
 };
 use crate::point::Point;
 use crate::time;
@@ -62,7 +64,23 @@ fn group(group: &Arc<Group>) -> Shown {
         ));
     }
     if report.log_bytes * 10 > report.log_limit_bytes * 8 {
-        alarms.push("the log is nearly full: at its limit writes wait until a replica catches up".to_owned());
+        alarms.push(match group.config.on_full {
+            OnFull::Stall => {
+                "the log is nearly full: at its limit writes wait until a replica catches up".to_owned()
+            }
+            OnFull::Track => "the log is nearly full: it is given up for replicas that are behind, and what \
+                              changes is tracked for them"
+                .to_owned(),
+        });
+    }
+    if let Some(open) = report.coarse.last().filter(|last| last.to.is_none()) {
+        alarms.push(match report.points {
+            Some(points) => format!(
+                "a sync span is under way: LSNs from {} on are no recovery points until it ends; the newest is {}",
+                open.from, points.latest
+            ),
+            None => "the first copy of the disks is under way: there is no recovery point yet".to_owned(),
+        });
     }
     Shown {
         name: report.name.clone(),
@@ -136,6 +154,14 @@ fn replica(group: &Group, known: &engine::node::report::ReplicaReport, now: Time
             bytes: known.lag_bytes.unwrap_or(0),
             ms: known.lag_since.map_or(0, |since| ms_between(since, now)),
         },
+        catching_up: known.lacking.map(|lacking| CatchingUp {
+            state: match lacking.state {
+                engine::node::report::CatchUp::Tracked => CatchUp::Tracked,
+                engine::node::report::CatchUp::Span => CatchUp::Span,
+                engine::node::report::CatchUp::NeedsCopy => CatchUp::NeedsCopy,
+            },
+            bytes: lacking.bytes,
+        }),
         alarms: known.alarm.iter().cloned().collect(),
     }
 }

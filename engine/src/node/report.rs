@@ -28,6 +28,8 @@ pub struct Report {
     pub durable: Lsn,
     /// The backing devices hold everything up to here; `None` where there are none.
     pub applied: Option<Lsn>,
+    /// Stretches of LSNs that are no points: sync spans.
+    pub coarse: Vec<crate::state::Coarse>,
     /// Selectable points; `None` where none are kept.
     pub points: Option<super::points::Window>,
     /// Bytes of log files in use, and their limit.
@@ -76,8 +78,30 @@ pub struct ReplicaReport {
     pub lag_bytes: Option<u64>,
     /// When the oldest of them was written.
     pub lag_since: Option<Timestamp>,
+    /// What it lacks beside records of the log; `None` if it lacks nothing else.
+    pub lacking: Option<Lacking>,
     /// Something that an operator must know.
     pub alarm: Option<String>,
+}
+
+/// What a replica lacks that no record of the log would bring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// What is being done about it.
+    pub state: CatchUp,
+    /// Bytes, in whole blocks.
+    pub bytes: u64,
+}
+
+/// How a replica that lacks something is caught up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CatchUp {
+    /// The log is not kept for it: what changes is tracked until it is back.
+    Tracked,
+    /// A sync span copies what it lacks.
+    Span,
+    /// What it lacks is not known: only a copy of everything would do, which an operator has to allow.
+    NeedsCopy,
 }
 
 impl Node {
@@ -96,6 +120,7 @@ impl Node {
             appended,
             durable: self.log.durable().lsn,
             applied: (self.state.role != Role::Replica && !self.is_hydrating()).then(|| self.work.applied()),
+            coarse: self.coarse().to_vec(),
             points: self.window(),
             log_bytes: self.log.used_bytes(),
             log_limit_bytes: self.log.limits().log_bytes,
@@ -134,6 +159,7 @@ impl Node {
                     lag_records: durable.0.saturating_sub(follower.acknowledged.0),
                     lag_bytes: if lags { self.log.bytes_after(follower.acknowledged) } else { Some(0) },
                     lag_since: if lags { self.log.time_of(next) } else { None },
+                    lacking: self.lacking(follower),
                     alarm: follower.alarm.clone(),
                 }
             })

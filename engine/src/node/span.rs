@@ -15,6 +15,7 @@
 //!   half of the time while there are any.
 
 use super::config::OnFull;
+use super::report::{CatchUp, Lacking};
 use super::work::Job;
 use super::{Node, open};
 use crate::event::{FLAG_AGAIN, FLAG_COPY, Kind, Spanned, VolumeDefined, encode_body};
@@ -655,6 +656,17 @@ impl Node {
         lack.pending.push_back((lsn, volume, extent));
         // It may be acknowledged already, if it needed no record.
         self.copies_acknowledged(&replica);
+    }
+
+    /// What a replica lacks, for reports.
+    pub(crate) fn lacking(&self, follower: &super::Follower) -> Option<Lacking> {
+        if follower.needs_copy {
+            let bytes = self.volume_specs().map(|spec| spec.size).sum();
+            return Some(Lacking { state: CatchUp::NeedsCopy, bytes });
+        }
+        let lack = follower.lack.as_ref()?;
+        let state = if lack.joined { CatchUp::Span } else { CatchUp::Tracked };
+        Some(Lacking { state, bytes: lack.extents.bytes() })
     }
 
     /// Whether only a copy of everything could catch a replica up, and nobody has allowed it.
