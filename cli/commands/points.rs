@@ -5,7 +5,7 @@
 
 use crate::args::Global;
 use crate::commands::status::{ago, stretch};
-use crate::control::api::{At, Points};
+use crate::control::api::{At, Points, Span};
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
 use crate::time;
@@ -45,6 +45,19 @@ fn text(points: &Points, now: Timestamp) -> String {
         ]);
     }
     out.push_str(&reigns.render());
+    for Span { first, end } in &points.spans {
+        let _ = match end {
+            Some(end) => writeln!(
+                out,
+                "  sync span: LSN {} to {} are no points; the next is {}, {}",
+                first.lsn,
+                end.lsn.prev(),
+                end.lsn,
+                time::format(end.time.0)
+            ),
+            None => writeln!(out, "  sync span: LSNs from {} on are no points until it ends", first.lsn),
+        };
+    }
     for branch in &points.branches {
         let _ = writeln!(
             out,
@@ -74,6 +87,10 @@ mod tests {
     fn points_read_well() {
         let points = Points {
             group: "db".to_owned(),
+            spans: vec![
+                Span { first: at(20, 900), end: Some(at(31, 800)) },
+                Span { first: at(91, 1), end: None },
+            ],
             window: Some(Window { horizon: at(7, 3_600), latest: at(90, 1) }),
             reigns: vec![Reign {
                 epoch: Epoch(1),
@@ -97,6 +114,8 @@ group db: every LSN from the horizon to the latest
   latest                    90  2025-07-01T12:34:55.789Z  1s
   EPOCH  WRITTEN BY  FROM LSN  TO LSN  FROM
       1  east               1      90  2025-07-01T10:04:56.789Z
+  sync span: LSN 20 to 30 are no points; the next is 31, 2025-07-01T12:21:36.789Z
+  sync span: LSNs from 91 on are no points until it ends
   branch of epoch 1: LSN 91 to 95 set aside by a failover (5 writes, 20 KiB, 40ms)
 ";
         assert_eq!(text(&points, NOW), expected);

@@ -13,10 +13,14 @@ pub(crate) fn run(global: &Global, arguments: &args::Resync) -> Result<(), Failu
     let status = client.status()?;
     let known = status.groups.iter().find(|shown| shown.name == *group);
     let known = known.and_then(|shown| shown.replicas.iter().find(|shown| shown.name == *replica));
-    // A replica that needs none is refused by the daemon, with the reason.
-    if let Some(needs) = known.and_then(|shown| shown.catching_up)
-        && needs.state == CatchUp::NeedsCopy
-    {
+    let needs = known.and_then(|shown| shown.catching_up).filter(|needs| needs.state == CatchUp::NeedsCopy);
+    if known.is_some() && needs.is_none() {
+        // It may come to need one before the request is there, and nobody has agreed to that.
+        return Err(Failure::refused(format_args!(
+            "group {group}: what {replica} lacks is known; nothing was changed"
+        )));
+    }
+    if let Some(needs) = needs {
         human::say(format!(
             "All of group {group}, at most {}, is copied to {replica}. Production goes on; the points that {replica} \
              has stay as they are; what is written from now on is a point there once the copy is whole.",

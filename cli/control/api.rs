@@ -452,10 +452,22 @@ pub(crate) struct Points {
     pub(crate) window: Option<Window>,
     /// The reigns within it, oldest first.
     pub(crate) reigns: Vec<Reign>,
+    /// The sync spans within it, oldest first: their LSNs are no points.
+    #[serde(default)]
+    pub(crate) spans: Vec<Span>,
     /// The marks within it, oldest first.
     pub(crate) marks: Vec<Mark>,
     /// What a failover set aside.
     pub(crate) branches: Vec<Branch>,
+}
+
+/// A stretch of LSNs that are no points: a sync span was under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Span {
+    /// The first of them.
+    pub(crate) first: At,
+    /// The first point behind them; absent while the span goes on.
+    pub(crate) end: Option<At>,
 }
 
 /// A stretch of the log that one primary wrote.

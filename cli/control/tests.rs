@@ -42,6 +42,7 @@ impl Operator for Fake {
             return Err(Fault { next: Some("see `landfall status`".to_owned()), ..fault });
         }
         Ok(Points {
+            spans: Vec::new(),
             group: group.to_owned(),
             window: None,
             reigns: Vec::new(),

@@ -2,11 +2,10 @@
 
 use super::Node;
 use super::groups::{Group, LinkInfo};
-use crate::config::Config;
-use crate::config::OnFull;
+use crate::config::{Config, OnFull};
 use crate::control::api::{
     At, Branch, CatchUp, CatchingUp, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Moment,
-    Node as ShownNode, Plan, Points, Positions, Reign, Replica, Role, State, Status, Stretch, Upstream,
+    Node as ShownNode, Plan, Points, Positions, Reign, Replica, Role, Span, State, Status, Stretch, Upstream,
     Volume, Window,
 };
 use crate::point::Point;
@@ -89,7 +88,7 @@ fn group(group: &Arc<Group>) -> Shown {
             state::Role::Replica => Role::Replica,
             state::Role::Primary | state::Role::Fenced => Role::Primary,
         },
-        state: state_of(&report),
+        state: state_of(&report, group.config.on_full),
         epoch: report.epoch,
         positions: positions(group, &report),
         replicas: report.replicas.iter().map(|known| replica(group, known, now)).collect(),
@@ -101,13 +100,15 @@ fn group(group: &Arc<Group>) -> Shown {
     }
 }
 
-fn state_of(report: &Report) -> State {
+fn state_of(report: &Report, on_full: OnFull) -> State {
     match (&report.failed, report.role) {
         (Some(failed), _) => State::Failed { reason: failed.reason.clone() },
         (None, state::Role::Fenced) => {
             State::Fenced { epoch: report.fenced_by.unwrap_or_default(), by: "a newer primary".to_owned() }
         }
-        (None, state::Role::Primary) if report.log_bytes >= report.log_limit_bytes => {
+        (None, state::Role::Primary)
+            if report.log_bytes >= report.log_limit_bytes && on_full == OnFull::Stall =>
+        {
             State::Stalled { reason: "the log is at its limit".to_owned() }
         }
         (None, state::Role::Primary) => State::Serving,
@@ -211,7 +212,7 @@ fn window(group: &Group, report: &Report) -> Option<Window> {
 pub(super) fn resolve(group: &Arc<Group>, point: Point) -> Result<Lsn, Fault> {
     let found = group.engine.peek(|node| {
         let at = match point {
-            Point::Latest => node.window().ok_or(engine::node::points::Error::NotKept)?.latest,
+            Point::Latest => node.window().ok_or_else(|| node.no_window())?.latest,
             Point::Lsn(lsn) => lsn,
             Point::Time(time) => node.point_at(time)?,
         };
@@ -231,9 +232,14 @@ pub(super) fn no_point(group: &Group, error: &engine::node::points::Error) -> Fa
 
 pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
     let report = group.report();
-    if report.points.is_none() && report.group.is_some() {
+    let kept = group.engine.peek(|node| !matches!(node.no_window(), engine::node::points::Error::NotKept));
+    if report.group.is_some() && !kept {
         return Err(no_point(group, &engine::node::points::Error::NotKept));
     }
+    let spans = report.coarse.iter().map(|coarse| Span {
+        first: At { lsn: coarse.from, time: Moment(Timestamp(0)) },
+        end: coarse.to.map(|to| group.at(to)),
+    });
     let window = window(group, &report);
     let horizon = report.points.map_or(Lsn::ZERO, |points| points.horizon);
     let mut reigns = Vec::new();
@@ -258,6 +264,7 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
     let marks = group.engine.marks().into_iter();
     let marks = marks.map(|(lsn, mark)| Mark { at: At { lsn, time: Moment(mark.time) }, name: mark.name });
     Ok(Points {
+        spans: spans.collect(),
         group: report.name.clone(),
         window,
         reigns,
@@ -307,8 +314,16 @@ pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
         state::Role::Replica => {}
     }
     let lsn = resolve(group, to)?;
-    let (at, latest) = (group.at(lsn), group.at(report.durable));
-    let bytes = group.engine.peek(|node| node.log().bytes_after(lsn)).unwrap_or(0);
+    // Within a sync span the newest point lies before the newest record, and what came since is of no use by itself.
+    let newest = report.points.map_or(report.durable, |points| points.latest);
+    let (at, latest) = (group.at(lsn), group.at(newest));
+    let after = |lsn| group.engine.peek(|node| node.log().bytes_after(lsn)).unwrap_or(0);
+    let bytes = after(lsn).saturating_sub(after(newest));
+    let left_out: u64 = group.engine.peek(|node| {
+        let (gaps, history) = (&node.state().gaps, node.history());
+        let between = |gap: &&state::Gap| gap.is_of(history) && gap.after.lsn >= lsn && gap.to.lsn <= newest;
+        gaps.iter().filter(between).map(|gap| gap.to.lsn.0 - gap.after.lsn.0).sum()
+    });
     let now = time::now();
     let mut warnings = Vec::new();
     if let Some((peer, link)) = group.upstream.newest().filter(|(_, link)| link.state == LinkState::Connected)
@@ -316,8 +331,13 @@ pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
         let since = time::format(link.since);
         warnings.push(format!("the primary {peer} is connected, since {since}; it will be fenced"));
     }
-    let not_received =
-        report.primary.map(|(durable, _)| durable.0.saturating_sub(report.durable.0)).unwrap_or(0);
+    if newest < report.durable {
+        warnings.push(format!(
+            "a sync span is under way: what the primary wrote behind LSN {newest} is no point here before it ends"
+        ));
+    }
+    let told = report.primary.map_or(report.durable, |(durable, _)| durable.max(report.durable));
+    let not_received = told.0.saturating_sub(newest.0);
     let heard = report.primary.map(|(_, ms)| Moment(Timestamp(now.0.saturating_sub(ms * 1_000_000))));
     Ok(Plan {
         group: report.name.clone(),
@@ -326,7 +346,7 @@ pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
         latest,
         epoch: group.engine.peek(engine::node::Node::next_epoch),
         set_aside: Stretch {
-            writes: report.durable.0 - lsn.0,
+            writes: newest.0.saturating_sub(lsn.0).saturating_sub(left_out),
             bytes,
             ms: ms_between(at.time.0, latest.time.0),
         },

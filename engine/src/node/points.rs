@@ -37,7 +37,7 @@ pub enum Error {
         after: Option<Lsn>,
     },
     /// None yet.
-    #[error("there is no recovery point yet: the first copy of the disks is under way")]
+    #[error("there is no recovery point yet: the first copy of the disks has not ended")]
     NoneYet,
     /// The log could not be read.
     #[error(transparent)]
@@ -80,9 +80,10 @@ impl Node {
         (horizon <= latest && latest > Lsn::ZERO).then_some(Window { horizon, latest })
     }
 
-    /// Why there is no window.
-    fn no_window(&self) -> Error {
-        if self.index.is_some() && self.is_coarse() { Error::NoneYet } else { Error::NotKept }
+    /// Why there is no window, if there is none.
+    #[must_use]
+    pub fn no_window(&self) -> Error {
+        if self.index.is_some() { Error::NoneYet } else { Error::NotKept }
     }
 
     /// Whether `at` can be selected.
