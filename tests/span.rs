@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use support::node::{GROUP, PATIENCE, Pair, Volume, number, started};
 use support::random::Random;
-use support::{tool, wait_until};
+use support::{Scratch, tool, wait_until};
 use transport::nbd::client::{Address, Client};
 
 const VOLUME_BYTES: u64 = 16 << 20;
@@ -56,14 +56,20 @@ fn catching_up(pair: &Pair) -> Option<(String, u64)> {
     (!state.is_null()).then(|| (state["state"].as_str().expect("a word").to_owned(), number(&state["bytes"])))
 }
 
-#[test]
-fn r06_w20_an_outage_longer_than_the_log() {
-    let scratch = support::Scratch::new();
+/// A pair whose agent has the smallest log that there can be.
+fn small_log() -> (Pair, Scratch) {
+    let scratch = Scratch::new();
     let mut pair = Pair::init(scratch.path(), &[Volume::new("data", VOLUME_BYTES)]);
     pair.east.set("log_limit", "\"256MiB\"");
     pair.west.start();
     pair.east.start();
     pair.wait_connected();
+    (pair, scratch)
+}
+
+#[test]
+fn r06_w20_an_outage_longer_than_the_log() {
+    let (mut pair, _scratch) = small_log();
     let mut guest = Guest::new();
     let mut client = Guest::connect(&pair);
     guest.write(&mut client, 0..BLOCKS, 500);
@@ -125,12 +131,7 @@ fn r06_w20_an_outage_longer_than_the_log() {
 /// A replica that has lost its disk comes in by a span as well, though the log does not reach back to its beginning.
 #[test]
 fn r04_a_replica_that_lost_its_disk() {
-    let scratch = support::Scratch::new();
-    let mut pair = Pair::init(scratch.path(), &[Volume::new("data", VOLUME_BYTES)]);
-    pair.east.set("log_limit", "\"256MiB\"");
-    pair.west.start();
-    pair.east.start();
-    pair.wait_connected();
+    let (mut pair, _scratch) = small_log();
     let mut guest = Guest::new();
     let mut client = Guest::connect(&pair);
     guest.write(&mut client, 0..BLOCKS / 8, 6_000);

@@ -183,7 +183,8 @@ async fn a_ca_can_be_exchanged_without_an_outage() {
         origin.write(10, 100);
         origin.all_acked().await;
     }
-    assert_eq!(origin.told(|told| told.downs().len()), 0);
+    let downs = origin.told(|told| told.downs().iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert!(downs.is_empty(), "{downs:?}");
 }
 
 /// What a certificate's names may be: exactly one node, whatever else stands there.

@@ -176,8 +176,7 @@ pub fn client_config(
 ///
 /// [`Error::Tls`].
 pub fn server_config(credentials: &Arc<Credentials>, config: &Config) -> Result<ServerConfig, Error> {
-    let tls = credentials.server_config()?;
-    let crypto = QuicServerConfig::try_from(tls).expect("TLS 1.3 comes with the suite that QUIC starts with");
+    let crypto = server_crypto(credentials)?;
     let mut transport = transport_config(config);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
@@ -186,7 +185,7 @@ pub fn server_config(credentials: &Arc<Credentials>, config: &Config) -> Result<
         .send_window(u64::from(REPLY_WINDOW_BYTES));
     let mut tokens = ValidationTokenConfig::default();
     tokens.sent(0);
-    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    let mut server = ServerConfig::with_crypto(crypto);
     server
         .transport_config(Arc::new(transport))
         .validation_token_config(tokens)
@@ -195,6 +194,24 @@ pub fn server_config(credentials: &Arc<Credentials>, config: &Config) -> Result<
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES * config.max_incoming as u64);
     Ok(server)
+}
+
+/// The same with another identity. The key of the address-validation tokens stays: a dialler that was sent one just
+/// before shows it just after, and would otherwise be ignored until it gives up.
+///
+/// # Errors
+///
+/// If the credentials cannot be used.
+pub fn renewed(server: &ServerConfig, credentials: &Arc<Credentials>) -> Result<ServerConfig, Error> {
+    let mut server = server.clone();
+    server.crypto = server_crypto(credentials)?;
+    Ok(server)
+}
+
+fn server_crypto(credentials: &Arc<Credentials>) -> Result<Arc<QuicServerConfig>, Error> {
+    let tls = credentials.server_config()?;
+    let crypto = QuicServerConfig::try_from(tls).expect("TLS 1.3 comes with the suite that QUIC starts with");
+    Ok(Arc::new(crypto))
 }
 
 /// A socket whose batched sends (GSO) never exceed what the kernel takes in one call.

@@ -65,6 +65,8 @@ pub struct Listener<S> {
 
 struct Shared<S> {
     endpoint: quinn::Endpoint,
+    /// As it was made first; only the identity changes.
+    quic: quinn::ServerConfig,
     sink: Arc<S>,
     config: Config,
     gates: Gates,
@@ -86,10 +88,12 @@ impl<S: Sink> Listener<S> {
         config: Config,
     ) -> Result<Listener<S>, quic::Error> {
         let now = trust.borrow_and_update().clone();
-        endpoint.set_server_config(Some(quic::server_config(&now.credentials, &config.quic)?));
+        let quic = quic::server_config(&now.credentials, &config.quic)?;
+        endpoint.set_server_config(Some(quic.clone()));
         let Config { max_connections, max_connections_per_address, .. } = config;
         let shared = Shared {
             endpoint,
+            quic,
             sink,
             config,
             gates: Gates::default(),
@@ -143,7 +147,7 @@ impl<S: Sink> Listener<S> {
 
     fn reload(&mut self) {
         let trust = self.trust.borrow_and_update().clone();
-        match quic::server_config(&trust.credentials, &self.shared.config.quic) {
+        match quic::renewed(&self.shared.quic, &trust.credentials) {
             Ok(config) => self.shared.endpoint.set_server_config(Some(config)),
             // Not reached with credentials that were loaded: loading tries the same. New connections go on with
             // the old identity; the rights of the old ones are checked all the same.
