@@ -77,6 +77,12 @@ pub fn make_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
     }
 }
 
+/// Whether an error says that there is no space, for now.
+pub(crate) fn is_no_space(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// An open file or block device.
 ///
 /// Implementations retry `EINTR` and short transfers; a caller sees all or an error. Concurrent calls are

@@ -22,7 +22,7 @@ pub const MAX_PAYLOAD_BYTES: usize = crate::guest::MAX_REQUEST_BYTES as usize;
 /// The longest record, padding included.
 pub const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
-/// Version of record and segment layouts.
+/// The newest version of records; one that needs nothing new carries an older number.
 pub const VERSION: u8 = 2;
 /// The version of segment headers.
 const SEGMENT_VERSION: u8 = 1;

@@ -29,7 +29,7 @@ pub mod segment;
 pub mod ship;
 
 use crate::event::Kind;
-use crate::io::{File, Storage};
+use crate::io::{File, Storage, is_no_space};
 use crate::peer::Batch;
 use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Reign, Timestamp, VolumeId};
 use bytes::{Bytes, BytesMut};
@@ -120,10 +120,9 @@ impl Error {
     /// Whether the cause is a lack of space, which may pass.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
-        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
             Error::Full { .. } => true,
-            Error::NoSegment(error) => matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
+            Error::NoSegment(error) => is_no_space(error),
             Error::TooLong { .. } | Error::Failed(_) | Error::NotNext { .. } => false,
         }
     }

@@ -20,11 +20,17 @@
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
 //! | `coarse` | a replica in a sync span |
-//! | [`work`] | what is done in the background: sync, apply, checkpoint, fold, hydrate |
+//! | [`work`] | what is done in the background, in which lane: syncs, applies, and |
+//! | [`checkpoint`] | saying on record how far the disks are, so that log is free again |
+//! | [`fold`] | retiring points into the base images |
+//! | [`hydrate`] | filling the disks of a promoted node |
 //! | [`report`] | what a node says of itself |
 
+pub mod checkpoint;
 mod coarse;
 pub mod config;
+pub mod fold;
+pub mod hydrate;
 pub mod open;
 pub mod points;
 pub mod primary;

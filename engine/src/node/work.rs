@@ -4,32 +4,20 @@
 //! lanes, so that a sync never waits behind bulk work, nor the backing behind a checkpoint: at most one job of each
 //! is out at a time.
 //!
-//! What a power cut leaves at each step:
-//!
-//! - *apply*: some of the frozen overlay is on the backing. All of it is in the durable log, and the state still
-//!   says that none of it is applied, so it is applied again.
-//! - *checkpoint*: the backing is synced, then the state says so, then log files are used again. A cut between
-//!   any two repeats harmless work.
-//! - *fold*: the state says first that the points are retired, then the base image is written and synced, then
-//!   the state says so, then log files are used again. Until it does, reads find what is folded in the log, which
-//!   is newer than whatever the base holds.
-//! - *hydrate*: the disk is written and synced up to a byte, then the state says so. What guests write meanwhile
-//!   is in the log and is read from there. Once the disks are whole, what changed since is copied in passes, each
-//!   ended by a sync and a note in the state; a pass that dies is begun again from the note. The last stretch is
-//!   applied as after any restart.
+//! What a power cut leaves of an *apply*: some of the frozen overlay is on the backing. All of it is in the durable log,
+//! and the state still says that none of it is applied, so it is applied again. For the other jobs see their files.
 
+use super::Node;
+use super::checkpoint::{Checkpoint, Recorded};
+use super::fold::Fold;
+use super::hydrate::{CatchUp, Hydrate};
 use super::span::{Copied, Copy, Survey, Surveyed};
-use super::{Node, open};
-use crate::guest::Piece;
-use crate::io::{File, Storage};
-use crate::lacks::{self, Lacks};
-use crate::log::chain::Tip;
+use crate::io::File;
 use crate::log::segment::{Make, Spare};
 use crate::log::{self, Sync, Synced};
 use crate::overlay::{Content, Overlay};
-use crate::read::{Plan, Wait};
-use crate::state::{Branch, Coarse, Gap, Hydration, Lost, Role, StateFile};
-use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
+use crate::state::Role;
+use crate::types::{Extent, Lsn, Mono, Now};
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,14 +26,6 @@ use std::time::Duration;
 const GATHER_BYTES: usize = 1 << 20;
 /// Pieces likewise: what one vectored write takes.
 const GATHER_PIECES: usize = 512;
-/// Bytes copied in one step of filling a disk.
-const HYDRATE_STEP_BYTES: u64 = 4 << 20;
-/// Passes after which it changes over though guests write faster than the disks are brought up to date.
-const MAX_CATCH_UPS: u32 = 8;
-/// Segments retired by one fold.
-const FOLD_SEGMENTS: usize = 4;
-/// Segments that are kept free for what comes, by retiring points before the window's own limits say so.
-const FOLD_RESERVE_SEGMENTS: u64 = 2;
 /// The piece in which zeros are written where a guest wants its space kept.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -69,18 +49,10 @@ impl Lane {
     pub const ALL: [Lane; 5] = [Lane::Sync, Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk];
 }
 
-/// A pass over what changed: the LSN it leads to, and the volume and byte that come next.
-#[derive(Clone, Copy)]
-struct CatchUp {
-    upto: Lsn,
-    volume: VolumeId,
-    from: u64,
-}
-
 /// The book-keeping of background work.
 pub(crate) struct Work {
     syncing: bool,
-    bulk: bool,
+    pub(super) bulk: bool,
     making: bool,
     applying: bool,
     /// A guest has written since the last flush barrier in the log.
@@ -94,11 +66,11 @@ pub(crate) struct Work {
     /// The LSN at which the overlays were frozen.
     frozen_at: Option<Lsn>,
     /// The backing devices hold everything up to here, though perhaps not durably.
-    applied: Lsn,
+    pub(super) applied: Lsn,
     /// The pass that brings filled disks up to date, as far as it has come.
-    catch_up: Option<CatchUp>,
-    catch_ups: u32,
-    next_checkpoint: Mono,
+    pub(super) catch_up: Option<CatchUp>,
+    pub(super) catch_ups: u32,
+    pub(super) next_checkpoint: Mono,
     /// No file is made ahead before this: there was no space for one.
     retry_at: Mono,
     /// When a guest last asked for something.
@@ -109,7 +81,7 @@ pub(crate) struct Work {
     /// What replicas lack is not what is on record.
     pub(crate) lacks_changed: bool,
     /// The number of the file that was begun last.
-    lacks_file: u64,
+    pub(super) lacks_file: u64,
 }
 
 impl Work {
@@ -288,209 +260,6 @@ fn zero(backing: &dyn File, extent: Extent, content: &Content) -> std::io::Resul
         at += len;
     }
     Ok(())
-}
-
-/// See [`Job::Checkpoint`].
-pub struct Checkpoint {
-    file: Arc<StateFile>,
-    backings: Vec<Arc<dyn File>>,
-    lacks: Option<LacksNote>,
-    note: Note,
-}
-
-/// What replicas lack, to be put on record.
-struct LacksNote {
-    storage: Arc<dyn Storage>,
-    dir: String,
-    /// The number of the file; 0 if there is nothing to write.
-    number: u64,
-    lacks: Vec<Lacks>,
-    lost: Vec<Lost>,
-}
-
-/// What a checkpoint puts on record.
-struct Note {
-    applied: Option<Lsn>,
-    durable: Lsn,
-    start: Tip,
-    volumes: Vec<crate::event::VolumeSpec>,
-    acknowledged: Vec<(String, Lsn)>,
-    coarse: Vec<Coarse>,
-    /// The last jump that `coarse` knows of.
-    last_gap: Option<Gap>,
-    epoch: crate::types::Epoch,
-}
-
-impl Checkpoint {
-    fn run(self) -> Result<Recorded, String> {
-        for backing in &self.backings {
-            backing.sync().map_err(|error| format!("syncing a volume's disk: {error}"))?;
-        }
-        let (note, lacks) = (self.note, self.lacks);
-        if let Some(LacksNote { storage, dir, number, lacks, .. }) = &lacks
-            && *number > 0
-        {
-            // Before the state names it, and before the log that it stands for is freed.
-            match lacks::write(&**storage, dir, *number, lacks) {
-                Ok(()) => {}
-                // Then the log is kept until there is space, and nothing else is put on record.
-                Err(error) if is_no_space(&error) => return Ok(Recorded::NoSpace),
-                Err(error) => return Err(format!("noting what replicas lack: {error}")),
-            }
-        }
-        let updated = self.file.update(|state| {
-            // A promotion or a new primary may have come between; what it wrote stands.
-            if state.epoch() != note.epoch {
-                return;
-            }
-            if let Some(applied) = note.applied {
-                state.applied = state.applied.max(applied);
-            }
-            state.durable = state.durable.max(note.durable);
-            if note.start.lsn > state.start.lsn {
-                state.start = note.start;
-            }
-            state.volumes = note.volumes;
-            state.acknowledged = note.acknowledged;
-            // A jump that came between has put its own on record.
-            if state.gaps.last() == note.last_gap.as_ref() {
-                state.coarse = note.coarse;
-            }
-            let start = state.start.lsn;
-            let branches = &state.branches;
-            state.gaps.retain(|gap| {
-                let on = |branch: &Branch| branch.after.lsn <= gap.after.lsn && gap.after.lsn < branch.last;
-                gap.after.lsn >= start || branches.iter().any(on)
-            });
-            if let Some(lacks) = &lacks {
-                state.lacks_file = lacks.number;
-                state.lost = lacks.lost.clone();
-            }
-        });
-        let state = updated.map_err(|error| error.to_string())?;
-        if let Some(LacksNote { storage, dir, .. }) = &lacks
-            && let Err(error) = lacks::remove_others(&**storage, dir, state.lacks_file)
-        {
-            // The next opening removes it.
-            tracing::debug!(%error, "a file that nobody needs was left behind");
-        }
-        Ok(Recorded::All)
-    }
-}
-
-/// What a checkpoint came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recorded {
-    /// It is on record.
-    All,
-    /// There was no space to note what replicas lack: nothing was changed.
-    NoSpace,
-}
-
-fn is_no_space(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}
-
-/// A base image, and what goes where in it.
-struct FoldVolume {
-    base: Arc<dyn File>,
-    pieces: Vec<(Extent, Plan)>,
-}
-
-/// See [`Job::Fold`].
-pub struct Fold {
-    file: Arc<StateFile>,
-    upto: Lsn,
-    /// The oldest point from here on: behind a sync span, if `upto` lies within it.
-    horizon: Lsn,
-    volumes: Vec<FoldVolume>,
-}
-
-impl Fold {
-    fn run(self) -> Result<(), String> {
-        let (upto, horizon) = (self.upto, self.horizon);
-        if planted!(FoldBeforeRetiring) {
-            self.write_bases()?;
-        }
-        // Retire, durably, before anything is overwritten.
-        let retired = self.file.update(|state| state.horizon = state.horizon.max(horizon));
-        retired.map_err(|error| error.to_string())?;
-        self.write_bases()?;
-        let folded = self.file.update(|state| state.base = state.base.max(upto));
-        folded.map(drop).map_err(|error| error.to_string())
-    }
-
-    fn write_bases(&self) -> Result<(), String> {
-        for FoldVolume { base, pieces } in &self.volumes {
-            for (extent, plan) in pieces {
-                copy(plan, &**base, extent.offset).map_err(|error| format!("folding: {error}"))?;
-            }
-            base.sync().map_err(|error| format!("syncing a base image: {error}"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Copies what a plan reads to `offset` of a file.
-fn copy(plan: &Plan, to: &dyn File, mut offset: u64) -> std::io::Result<()> {
-    for piece in plan.read(Wait::Yes)? {
-        match &piece {
-            Piece::Bytes(bytes) => to.write_at(&[IoSlice::new(bytes)], offset)?,
-            Piece::Hole(len) => to.zero(offset, *len)?,
-        }
-        offset += piece.len();
-    }
-    Ok(())
-}
-
-/// See [`Job::Hydrate`].
-pub struct Hydrate {
-    file: Arc<StateFile>,
-    at: Lsn,
-    step: HydrateStep,
-}
-
-enum HydrateStep {
-    /// Copies a stretch of the point.
-    Fill { volume: VolumeId, extent: Extent, plan: Plan, to: Arc<dyn File> },
-    /// Copies what changed since.
-    CatchUp { pieces: Vec<(Extent, Plan)>, to: Arc<dyn File> },
-    /// Ends a pass: what the disks hold is the state at this LSN.
-    Advance { upto: Lsn, disks: Vec<Arc<dyn File>> },
-}
-
-impl Hydrate {
-    fn run(self) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("filling a volume's disk: {error}");
-        let (at, file) = (self.at, self.file);
-        let update = |change: &dyn Fn(&mut crate::state::Hydration)| {
-            let updated = file.update(|state| {
-                let Some(hydration) = &mut state.hydration else { return };
-                assert_eq!(hydration.at, at, "one step is out at a time");
-                change(hydration);
-            });
-            updated.map(drop).map_err(|error| error.to_string())
-        };
-        match &self.step {
-            HydrateStep::Fill { volume, extent, plan, to } => {
-                copy(plan, &**to, extent.offset).map_err(failed)?;
-                to.sync().map_err(failed)?;
-                update(&|hydration| {
-                    if let Some((_, done)) = hydration.done.iter_mut().find(|(id, _)| id == volume) {
-                        *done = extent.end();
-                    }
-                })
-            }
-            HydrateStep::CatchUp { pieces, to } => {
-                pieces.iter().try_for_each(|(extent, plan)| copy(plan, &**to, extent.offset)).map_err(failed)
-            }
-            HydrateStep::Advance { upto, disks } => {
-                disks.iter().try_for_each(|disk| disk.sync()).map_err(failed)?;
-                update(&|hydration| hydration.at = *upto)
-            }
-        }
-    }
 }
 
 impl Node {
@@ -771,279 +540,5 @@ impl Node {
         let job = Job::Apply(Apply { upto, volumes: volumes.collect() });
         self.work.applying = true;
         Some(job)
-    }
-
-    fn poll_checkpoint(&mut self, now: Now) -> Option<Job> {
-        let file = self.file.clone()?;
-        let waiting = self.log.used_bytes().saturating_mul(2) > self.config.limits.log.log_bytes;
-        let soon = self.work.next_checkpoint.0.saturating_sub(self.config.limits.checkpoint_ms * 900_000);
-        let due = if waiting { Mono(soon) } else { self.work.next_checkpoint };
-        if now.mono < due {
-            return None;
-        }
-        self.work.next_checkpoint = now.mono.plus_ms(self.config.limits.checkpoint_ms);
-        let replays = !self.is_hydrating() && self.state.role != Role::Replica;
-        let applied = replays.then_some(self.work.applied);
-        let durable = self.log.durable().lsn;
-        let acknowledged: Vec<_> =
-            self.followers.iter().map(|(name, follower)| (name.clone(), follower.acknowledged)).collect();
-        let start = self.log.start_for(self.free_limit(applied).next());
-        let horizon = self.state.horizon;
-        self.coarse.retain(|stretch| stretch.to.is_none_or(|to| to > horizon));
-        let unchanged = applied.is_none_or(|applied| applied == self.state.applied)
-            && durable == self.state.durable
-            && start.lsn <= self.state.start.lsn
-            && acknowledged == self.state.acknowledged
-            && self.coarse == self.state.coarse
-            && !self.work.lacks_changed;
-        if unchanged {
-            return None;
-        }
-        let backings = match applied.is_some_and(|applied| applied > self.state.applied) {
-            true => self.volumes.values().filter_map(|volume| volume.backing.clone()).collect(),
-            false => Vec::new(),
-        };
-        // A definition that is not durable may be lost, and must then be made again.
-        let defined = self.volumes_at(durable);
-        let volumes = self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
-        let epoch = self.state.epoch();
-        let coarse = self.coarse.clone();
-        let lacks = std::mem::take(&mut self.work.lacks_changed).then(|| {
-            let (lacks, lost) = self.lacks_on_record();
-            let number = if lost.is_empty() { 0 } else { self.next_lacks_file() };
-            LacksNote { storage: self.storage.clone(), dir: self.config.dir.clone(), number, lacks, lost }
-        });
-        let last_gap = self.state.gaps.last().copied();
-        let note = Note { applied, durable, start, volumes, acknowledged, coarse, last_gap, epoch };
-        Some(Job::Checkpoint(Box::new(Checkpoint { file, backings, lacks, note })))
-    }
-
-    pub(crate) fn next_lacks_file(&mut self) -> u64 {
-        self.work.lacks_file = self.work.lacks_file.max(self.state.lacks_file) + 1;
-        self.work.lacks_file
-    }
-
-    /// The last LSN that nobody needs any more: not a replica, not the backing, not the base image.
-    fn free_limit(&self, applied: Option<Lsn>) -> Lsn {
-        let here = self.needed_by_disks(applied);
-        if self.state.role == Role::Replica { here } else { here.min(self.held_for_replicas()) }
-    }
-
-    /// The last LSN that this node itself does not need any more.
-    pub(crate) fn needed_here(&self) -> Lsn {
-        let replays = !self.is_hydrating() && self.state.role != Role::Replica;
-        self.needed_by_disks(replays.then_some(self.work.applied))
-    }
-
-    fn needed_by_disks(&self, applied: Option<Lsn>) -> Lsn {
-        let mut limit = self.log.durable().lsn;
-        if self.state.role != Role::Replica {
-            limit = limit.min(applied.unwrap_or_else(|| self.hydrating_from()));
-        }
-        if self.index.is_some() {
-            limit = limit.min(self.state.base);
-        }
-        limit
-    }
-
-    fn hydrating_from(&self) -> Lsn {
-        self.state.hydration.as_ref().map_or(Lsn::ZERO, |hydration| hydration.at)
-    }
-
-    /// Uses files again that the state on record no longer needs.
-    fn free(&mut self, now: Now) {
-        if let Err(error) = self.log.free_before(self.state.start) {
-            tracing::warn!(group = %self.config.name, %error, at = %now.wall, "a log file could not be freed");
-        }
-    }
-
-    /// Retires the oldest points if the window is over its limits, and folds them into the base images.
-    fn poll_fold(&mut self, now: Now) -> Option<Job> {
-        let file = self.file.clone()?;
-        let (upto, horizon) = self.fold_limit(now)?;
-        let mut volumes = Vec::new();
-        for volume in self.volumes.values() {
-            let base = volume.base.clone()?;
-            let index = self.index.as_ref()?;
-            let (mut pieces, mut from) = (Vec::new(), Some(0));
-            while let Some(at) = from {
-                let step = index.fold_step(volume.spec.id, at, self.state.base, upto);
-                from = step.next;
-                for piece in step.pieces {
-                    let extent = piece.extent.intersect(Extent::new(0, volume.spec.size))?;
-                    pieces.push((extent, self.plan_at(volume.spec.id, upto, extent)?));
-                }
-            }
-            volumes.push(FoldVolume { base, pieces });
-        }
-        // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
-        self.state.horizon = self.state.horizon.max(horizon);
-        Some(Job::Fold(Fold { file, upto, horizon, volumes }))
-    }
-
-    /// Up to where to fold, if it is time to: whole segments, a few at once, nothing that is in use.
-    fn fold_limit(&self, now: Now) -> Option<(Lsn, Lsn)> {
-        self.index.as_ref()?;
-        let segments = self.log.segments();
-        // A fold that was begun is ended first, whatever the limits say now: its points are retired. A long span is
-        // folded bit by bit.
-        if self.state.horizon > self.state.base {
-            let mut ahead = segments.iter().filter(|segment| segment.last > self.state.base);
-            let step = ahead.nth(FOLD_SEGMENTS).map_or(self.state.horizon, |segment| segment.last);
-            return Some((step.min(self.state.horizon), self.state.horizon));
-        }
-        let retention = &self.config.retention;
-        let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
-        let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
-        let mut bytes: u64 = segments.iter().map(|segment| segment.end).sum();
-        // Room for what comes goes before what was: a replica whose window fills its log would stand still for ever.
-        let limits = &self.config.limits.log;
-        let reserve = limits.log_bytes.saturating_sub(FOLD_RESERVE_SEGMENTS * limits.segment_bytes);
-        let mut used = self.log.used_bytes();
-        let mut upto = None;
-        // The last segment is being filled.
-        for segment in segments.iter().take(segments.len().saturating_sub(1)).take(FOLD_SEGMENTS + 1) {
-            let old = segment.last_time.0.saturating_add(retention.age_ns) < now.wall.0;
-            if segment.last > keep
-                || segment.last > self.log.durable().lsn
-                || !(bytes > retention.bytes || old || used > reserve)
-            {
-                break;
-            }
-            let Some(horizon) = self.retired_by(segment.last).filter(|&horizon| horizon <= keep) else {
-                break;
-            };
-            bytes -= segment.end;
-            used -= segment.header.len;
-            if segment.last > self.state.base {
-                upto = Some((segment.last, horizon));
-            }
-        }
-        upto
-    }
-
-    /// The oldest point that is left if the base images are folded up to `lsn`; `None` if that may not be: within a
-    /// span that has not ended there would be none.
-    fn retired_by(&self, lsn: Lsn) -> Option<Lsn> {
-        let (before, after) = self.whole_around(lsn);
-        let none_before = before.is_none_or(|before| before < self.state.horizon);
-        match after {
-            Some(after) => (after <= self.log.durable().lsn).then_some(after),
-            // There is no point to lose: a first copy.
-            None => none_before.then_some(lsn),
-        }
-    }
-
-    /// One step of filling the disks of a promoted node, or of bringing them up to date.
-    fn poll_hydrate(&mut self) -> Option<Job> {
-        let file = self.file.clone()?;
-        let hydration = self.state.hydration.clone()?;
-        let at = hydration.at;
-        for (id, done) in hydration.done {
-            let size = self.volumes.get(&id)?.spec.size;
-            if done >= size {
-                continue;
-            }
-            let extent = Extent::new(done, (size - done).min(HYDRATE_STEP_BYTES));
-            let plan = self.plan_at(id, at, extent)?;
-            let to = self.volumes.get(&id)?.backing.clone()?;
-            let step = HydrateStep::Fill { volume: id, extent, plan, to };
-            return Some(Job::Hydrate(Hydrate { file, at, step }));
-        }
-        if self.is_filled() {
-            return None;
-        }
-        let step = self.catch_up(at)?;
-        Some(Job::Hydrate(Hydrate { file, at, step }))
-    }
-
-    /// The next step of a pass over what changed since `at`.
-    fn catch_up(&mut self, at: Lsn) -> Option<HydrateStep> {
-        let first = *self.volumes.keys().next()?;
-        let upto = self.log.durable().lsn;
-        let pass = self.work.catch_up.get_or_insert(CatchUp { upto, volume: first, from: 0 });
-        let CatchUp { upto, volume: id, from } = *pass;
-        let Some(volume) = self.volumes.get(&id) else {
-            self.work.catch_up = None;
-            self.work.catch_ups += 1;
-            let disks = self.volumes.values().filter_map(|volume| volume.backing.clone()).collect();
-            return Some(HydrateStep::Advance { upto, disks });
-        };
-        let step = self.index.as_ref()?.fold_step(id, from, at, upto);
-        match step.next {
-            Some(next) => pass.from = next,
-            None => {
-                let next = self.volumes.range(VolumeId(id.0 + 1)..).next();
-                pass.volume = next.map_or(VolumeId(u32::MAX), |(&id, _)| id);
-                pass.from = 0;
-            }
-        }
-        let to = volume.backing.clone()?;
-        let size = volume.spec.size;
-        let pieces = step.pieces.into_iter().map(|piece| {
-            let extent = piece.extent.intersect(Extent::new(0, size))?;
-            Some((extent, self.plan_at(id, upto, extent)?))
-        });
-        Some(HydrateStep::CatchUp { pieces: pieces.collect::<Option<_>>()?, to })
-    }
-
-    /// Whether the disks of a promoted node are filled and nearly up to date: the runtime then calls
-    /// [`Node::end_hydration`]. Reads the log; where that fails, they are not known to be.
-    #[must_use]
-    pub fn is_filled(&self) -> bool {
-        let near = |hydration: &Hydration| {
-            let behind = self.log.bytes_after(hydration.at);
-            behind.is_some_and(|bytes| bytes <= self.config.limits.catch_up_bytes)
-        };
-        self.state.hydration.as_ref().is_some_and(|hydration| {
-            self.is_whole(hydration) && (self.work.catch_ups >= MAX_CATCH_UPS || near(hydration))
-        })
-    }
-
-    /// Whether every disk is filled, and nothing is being done to them.
-    fn is_whole(&self, hydration: &Hydration) -> bool {
-        let mut done = hydration.done.iter();
-        done.all(|(id, done)| self.volumes.get(id).is_some_and(|volume| *done >= volume.spec.size))
-            && !self.work.bulk
-            && self.work.catch_up.is_none()
-    }
-
-    /// Changes a promoted node over to its filled disks: what was written since the promotion is taken from the
-    /// log into the overlays, from where it is applied like everything else.
-    ///
-    /// # Errors
-    /// Of the log, which is read. The node fails then; its next start does the same.
-    pub fn end_hydration(&mut self, now: Now) -> Result<(), String> {
-        let hydration = self.state.hydration.as_ref();
-        assert!(hydration.is_some_and(|hydration| self.is_whole(hydration)), "the disks are filled first");
-        let at = self.hydrating_from();
-        let result = self.load_overlays(at).and_then(|()| {
-            let recorded = self.update_state(now, |state| {
-                state.hydration = None;
-                state.applied = at;
-            });
-            recorded.map_err(|error| error.to_string())
-        });
-        match &result {
-            Ok(()) => {
-                self.work.applied = at;
-                self.work.mark_dirty();
-                tracing::info!(group = %self.config.name, from = %at, "the promoted disks are whole");
-            }
-            Err(reason) => self.fail(now, reason.clone()),
-        }
-        result
-    }
-
-    fn load_overlays(&mut self, after: Lsn) -> Result<(), String> {
-        let records = self.log.records_after(after).map_err(|error| error.to_string())?;
-        for (header, payload) in records {
-            if header.kind.changes_bytes()
-                && let Some(volume) = self.volumes.get_mut(&header.volume)
-            {
-                volume.active.insert(header.extent, open::content_of(&header, payload));
-            }
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,151 @@
+//! Retention: the oldest points are retired, and their records folded into the base images.
+//!
+//! The state says first that the points are retired, then the base image is written and synced, then the state says so,
+//! then log files are used again. Until it does, reads find what is folded in the log, which is newer than whatever
+//! the base holds: a fold that dies is begun again.
+
+use super::Node;
+use super::work::Job;
+use crate::guest::Piece;
+use crate::io::File;
+use crate::read::{Plan, Wait};
+use crate::state::StateFile;
+use crate::types::{Extent, Lsn, Now};
+use std::io::IoSlice;
+use std::sync::Arc;
+
+/// Segments retired by one fold.
+const FOLD_SEGMENTS: usize = 4;
+/// Segments that are kept free for what comes, by retiring points before the window's own limits say so.
+const FOLD_RESERVE_SEGMENTS: u64 = 2;
+
+/// A base image, and what goes where in it.
+struct FoldVolume {
+    base: Arc<dyn File>,
+    pieces: Vec<(Extent, Plan)>,
+}
+
+/// See [`Job::Fold`].
+pub struct Fold {
+    file: Arc<StateFile>,
+    upto: Lsn,
+    /// The oldest point from here on: behind a sync span, if `upto` lies within it.
+    horizon: Lsn,
+    volumes: Vec<FoldVolume>,
+}
+
+impl Fold {
+    pub(super) fn run(self) -> Result<(), String> {
+        let (upto, horizon) = (self.upto, self.horizon);
+        if planted!(FoldBeforeRetiring) {
+            self.write_bases()?;
+        }
+        // Retire, durably, before anything is overwritten.
+        let retired = self.file.update(|state| state.horizon = state.horizon.max(horizon));
+        retired.map_err(|error| error.to_string())?;
+        self.write_bases()?;
+        let folded = self.file.update(|state| state.base = state.base.max(upto));
+        folded.map(drop).map_err(|error| error.to_string())
+    }
+
+    fn write_bases(&self) -> Result<(), String> {
+        for FoldVolume { base, pieces } in &self.volumes {
+            for (extent, plan) in pieces {
+                copy(plan, &**base, extent.offset).map_err(|error| format!("folding: {error}"))?;
+            }
+            base.sync().map_err(|error| format!("syncing a base image: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies what a plan reads to `offset` of a file.
+pub(super) fn copy(plan: &Plan, to: &dyn File, mut offset: u64) -> std::io::Result<()> {
+    for piece in plan.read(Wait::Yes)? {
+        match &piece {
+            Piece::Bytes(bytes) => to.write_at(&[IoSlice::new(bytes)], offset)?,
+            Piece::Hole(len) => to.zero(offset, *len)?,
+        }
+        offset += piece.len();
+    }
+    Ok(())
+}
+
+impl Node {
+    /// Retires the oldest points if the window is over its limits, and folds them into the base images.
+    pub(super) fn poll_fold(&mut self, now: Now) -> Option<Job> {
+        let file = self.file.clone()?;
+        let (upto, horizon) = self.fold_limit(now)?;
+        let mut volumes = Vec::new();
+        for volume in self.volumes.values() {
+            let base = volume.base.clone()?;
+            let index = self.index.as_ref()?;
+            let (mut pieces, mut from) = (Vec::new(), Some(0));
+            while let Some(at) = from {
+                let step = index.fold_step(volume.spec.id, at, self.state.base, upto);
+                from = step.next;
+                for piece in step.pieces {
+                    let extent = piece.extent.intersect(Extent::new(0, volume.spec.size))?;
+                    pieces.push((extent, self.plan_at(volume.spec.id, upto, extent)?));
+                }
+            }
+            volumes.push(FoldVolume { base, pieces });
+        }
+        // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
+        self.state.horizon = self.state.horizon.max(horizon);
+        Some(Job::Fold(Fold { file, upto, horizon, volumes }))
+    }
+
+    /// Up to where to fold, if it is time to: whole segments, a few at once, nothing that is in use.
+    fn fold_limit(&self, now: Now) -> Option<(Lsn, Lsn)> {
+        self.index.as_ref()?;
+        let segments = self.log.segments();
+        // A fold that was begun is ended first, whatever the limits say now: its points are retired. A long span is
+        // folded bit by bit.
+        if self.state.horizon > self.state.base {
+            let mut ahead = segments.iter().filter(|segment| segment.last > self.state.base);
+            let step = ahead.nth(FOLD_SEGMENTS).map_or(self.state.horizon, |segment| segment.last);
+            return Some((step.min(self.state.horizon), self.state.horizon));
+        }
+        let retention = &self.config.retention;
+        let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
+        let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
+        let mut bytes: u64 = segments.iter().map(|segment| segment.end).sum();
+        // Room for what comes goes before what was: a replica whose window fills its log would stand still for ever.
+        let limits = &self.config.limits.log;
+        let reserve = limits.log_bytes.saturating_sub(FOLD_RESERVE_SEGMENTS * limits.segment_bytes);
+        let mut used = self.log.used_bytes();
+        let mut upto = None;
+        // The last segment is being filled.
+        for segment in segments.iter().take(segments.len().saturating_sub(1)).take(FOLD_SEGMENTS + 1) {
+            let old = segment.last_time.0.saturating_add(retention.age_ns) < now.wall.0;
+            if segment.last > keep
+                || segment.last > self.log.durable().lsn
+                || !(bytes > retention.bytes || old || used > reserve)
+            {
+                break;
+            }
+            let Some(horizon) = self.retired_by(segment.last).filter(|&horizon| horizon <= keep) else {
+                break;
+            };
+            bytes -= segment.end;
+            used -= segment.header.len;
+            if segment.last > self.state.base {
+                upto = Some((segment.last, horizon));
+            }
+        }
+        upto
+    }
+
+    /// The oldest point that is left if the base images are folded up to `lsn`; `None` if that may not be: within a
+    /// span that has not ended there would be none.
+    fn retired_by(&self, lsn: Lsn) -> Option<Lsn> {
+        let (before, after) = self.whole_around(lsn);
+        let none_before = before.is_none_or(|before| before < self.state.horizon);
+        match after {
+            Some(after) => (after <= self.log.durable().lsn).then_some(after),
+            // There is no point to lose: a first copy.
+            None => none_before.then_some(lsn),
+        }
+    }
+}
