@@ -12,6 +12,7 @@ use engine::node::report::Report;
 use engine::node::{Node, open};
 use engine::os::clock;
 use engine::os::runtime;
+use engine::peer::TakesBack;
 use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
 use engine::state;
 use engine::types::{GroupId, Lsn, NodeId, Position, Timestamp};
@@ -24,7 +25,6 @@ use tokio::sync::watch;
 use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::frame::Heartbeat;
 use transport::link::sender::Want;
-use transport::link::session::TakesBack;
 use transport::link::tls::NodeName;
 
 /// An acknowledged position is compared with the log at most so often: it costs a look at a file.
@@ -270,6 +270,10 @@ impl Source for Group {
         self.engine.peek(Node::hello)
     }
 
+    fn takes_back(&self) -> TakesBack {
+        self.engine.peek(Node::takes_back)
+    }
+
     fn attach(
         &self,
         peer: &NodeName,
@@ -387,12 +391,15 @@ impl Sink for Sinks {
         &self,
         _peer: &NodeName,
         hello: &Hello,
-        _takes_back: Option<TakesBack>,
+        takes_back: Option<TakesBack>,
     ) -> Result<(Needs, Welcome), Rebuff> {
         let group =
             self.groups.iter().find(|group| group.config.name == hello.name).ok_or(Rebuff::NotAllowed)?;
         group.engine.at_rest(|node, now| {
-            (!node.is_syncing()).then(|| node.accept(now, hello).map(|welcome| (node.needs(), welcome)))
+            (!node.is_syncing()).then(|| {
+                let takes_back = takes_back.unwrap_or_default();
+                node.accept(now, hello, takes_back).map(|welcome| (node.needs(), welcome))
+            })
         })
     }
 

@@ -14,6 +14,9 @@ use crate::io::{OpenMode, Storage};
 use bincode::{Decode, Encode};
 use std::io::{Error, ErrorKind, IoSlice, Result};
 
+/// The name under which a node notes what its own disks hold and the main line does not. No replica has it.
+pub const OWN: &str = "";
+
 const MAGIC: [u8; 8] = *b"LFLACK\x1a\n";
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 32;

@@ -58,6 +58,17 @@ pub struct Lack {
     pub extent: Extent,
 }
 
+/// Whether a primary takes a fenced node that was primary before it as its replica; what that node wrote alone is kept
+/// there as a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TakesBack {
+    /// It does not: the old primary stays fenced.
+    #[default]
+    No,
+    /// It does.
+    Yes,
+}
+
 /// A primary's word that the records between two positions will never come, and that a sync span follows which
 /// makes up for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -117,6 +128,10 @@ pub enum Rebuff {
     /// The replica has no room; it will take records again when it has.
     #[error("the replica has no space left")]
     NoSpace,
+    /// An old primary is to be taken back, and brings its disks in order first. Only said to a primary that takes old
+    /// ones back.
+    #[error("the old primary brings its disks in order; it is taken back then")]
+    NotYet,
 }
 
 /// A run of records as they stand in the log, byte for byte; never empty.

@@ -98,6 +98,26 @@ impl Coarse {
     }
 }
 
+/// Where a node keeps the state that its log goes on from, for its recovery points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Keeps {
+    /// Nowhere: it keeps no points, and its disks are those of the volumes.
+    Nothing,
+    /// In base images of its own.
+    Images,
+    /// On the volumes' disks: it was a primary without base images, and was taken back as a replica.
+    Disks,
+}
+
+/// What the disks of a node that was taken back hold and the main line never had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Diverged {
+    /// The last LSN that it shares with the main line.
+    pub after: Lsn,
+    /// What the file does not know of yet stands in the log behind this.
+    pub through: Lsn,
+}
+
 /// A replica that lacks more than the records which the log holds for it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Lost {
@@ -154,12 +174,52 @@ pub struct State {
     pub lost: Vec<Lost>,
     /// See [`crate::lacks`]; 0 for none.
     pub lacks_file: u64,
+    /// See [`State::keeps`]; `None` while it follows from the other fields.
+    pub keeps: Option<Keeps>,
+    /// What the disks hold and the main line does not, if this node was taken back: in the file of that number.
+    pub diverged: Option<Diverged>,
+    /// The point of a promotion that the operator has not committed yet.
+    pub uncommitted: Option<Lsn>,
+    /// Old primaries are taken back as replicas.
+    pub takes_back: bool,
+    /// Volumes that only a branch has defined, whose disks are there all the same.
+    pub stale_disks: Vec<String>,
+    /// The record with which this primary handed the group over: it takes nothing more from guests.
+    pub handed_over: Option<Lsn>,
 }
 
-/// The fields that version 2 has added at the end. All of them are zero bytes as long as they are not used.
-const ADDED_FIELDS: usize = 4;
+/// The fields that versions 2 and 3 have added at the end. All of them are zero bytes as long as they are not used.
+const ADDED_FIELDS: [usize; 2] = [4, 6];
 
 impl State {
+    /// Where the state is kept that the log goes on from.
+    #[must_use]
+    pub fn keeps(&self) -> Keeps {
+        // The first primary never had base images.
+        let derived = match self.role == Role::Replica || self.own.iter().all(|&epoch| epoch > Epoch(1)) {
+            true => Keeps::Images,
+            false => Keeps::Nothing,
+        };
+        self.keeps.unwrap_or(derived)
+    }
+
+    /// The oldest version of the format that can say all of it.
+    fn version(&self) -> u8 {
+        let spans =
+            !self.gaps.is_empty() || !self.coarse.is_empty() || !self.lost.is_empty() || self.lacks_file != 0;
+        let returns = self.keeps.is_some()
+            || self.diverged.is_some()
+            || self.uncommitted.is_some()
+            || self.takes_back
+            || !self.stale_disks.is_empty()
+            || self.handed_over.is_some();
+        match (returns, spans) {
+            (true, _) => 3,
+            (false, true) => 2,
+            (false, false) => 1,
+        }
+    }
+
     /// The newest epoch that this node knows of.
     #[must_use]
     pub fn epoch_seen(&self) -> Epoch {
@@ -179,7 +239,7 @@ const PLACE_BYTES: usize = 64 << 10;
 const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 const BODY: bincode::config::Configuration<
     bincode::config::LittleEndian,
@@ -357,14 +417,12 @@ impl StateFile {
 fn encode(state: &State, sequence: u64) -> Option<Vec<u8>> {
     let mut body = bincode::encode_to_vec(state, BODY).ok()?;
     // An older program understands what has nothing new in it.
-    let is_new =
-        !state.gaps.is_empty() || !state.coarse.is_empty() || !state.lost.is_empty() || state.lacks_file != 0;
-    if !is_new {
-        body.truncate(body.len() - ADDED_FIELDS);
-    }
+    let version = state.version();
+    let unused: usize = ADDED_FIELDS[usize::from(version) - 1..].iter().sum();
+    body.truncate(body.len() - unused);
     let mut place = vec![0; HEADER_BYTES];
     place[0..8].copy_from_slice(&MAGIC);
-    place[8] = if is_new { VERSION } else { 1 };
+    place[8] = version;
     place[16..24].copy_from_slice(&sequence.to_le_bytes());
     place[24..28].copy_from_slice(&u32::try_from(body.len()).ok()?.to_le_bytes());
     place.extend_from_slice(&body);
@@ -395,9 +453,8 @@ fn decode(place: &[u8]) -> Result<Option<(State, u64)>, u8> {
     }
     let sequence = u64::from_le_bytes(place[16..24].try_into().expect("eight bytes"));
     let mut body = place[HEADER_BYTES..HEADER_BYTES + len].to_vec();
-    if place[8] == 1 {
-        body.resize(len + ADDED_FIELDS, 0);
-    }
+    let unused: usize = ADDED_FIELDS[usize::from(place[8]) - 1..].iter().sum();
+    body.resize(len + unused, 0);
     let decoded = bincode::decode_from_slice::<State, _>(&body, BODY);
     Ok(decoded.ok().filter(|&(_, used)| used == body.len()).map(|(state, _)| (state, sequence)))
 }

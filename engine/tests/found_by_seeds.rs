@@ -10,7 +10,7 @@ use engine::log::ship::Stretch;
 use engine::node::config::Config;
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
-use engine::peer::Rebuff;
+use engine::peer::{Rebuff, TakesBack};
 use engine::types::{Epoch, Lsn, NodeId, Reign};
 use std::sync::Arc;
 
@@ -66,7 +66,7 @@ fn r08_a_replica_without_a_record_follows_a_new_primary() {
     let mut late = Driven::open(third.storage(), replica_config("orders")).expect("a new replica");
     let hello = primary.node.hello().expect("it is primary");
     let now = late.now();
-    late.node.accept(now, &hello).expect("it is welcome");
+    late.node.accept(now, &hello, TakesBack::No).expect("it is welcome");
     assert!(late.node.promote(late.now, Lsn::ZERO, Epoch(2)).is_err(), "there is nothing to promote");
     primary.write(A, 0, &[1; 512]).expect("there is room");
     primary.flush().expect("a flush");
@@ -101,7 +101,7 @@ fn r10_a_promotion_below_an_adopted_branch_leaves_that_reign_out() {
     first.node.promote(first.now, at, Epoch(2)).expect("promoted");
     let hello = first.node.hello().expect("it is primary");
     let now = second.now();
-    second.node.accept(now, &hello).expect("it is welcome, though nothing was sent");
+    second.node.accept(now, &hello, TakesBack::No).expect("it is welcome, though nothing was sent");
     second.node.promote(second.now, behind, Epoch(3)).expect("promoted");
     assert!(second.node.history().is_sorted_by_key(|reign| reign.branch.lsn), "{:?}", second.node.history());
     drop(second);
@@ -123,7 +123,7 @@ fn r07_a_stream_ends_with_the_news_of_a_newer_epoch() {
     // It says that it has lost what this replica holds.
     newer.durable.lsn = Lsn(2);
     let now = replica.now();
-    replica.node.accept(now, &newer).expect_err("it has less than it had shipped");
+    replica.node.accept(now, &newer, TakesBack::No).expect_err("it has less than it had shipped");
     primary.write(A, 0, &[2; 512]).expect("there is room");
     primary.flush().expect("a flush");
     let from = replica.node.durable().lsn.next();

@@ -17,7 +17,7 @@ use engine::log::chain::Tip;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader, aligned};
 use engine::log::{Draft, Log, make_spare};
 use engine::node::config::{Config, Retention};
-use engine::state::{Branch, Coarse, Gap, Hydration, Lost, Role, State, StateFile};
+use engine::state::{Branch, Coarse, Diverged, Gap, Hydration, Keeps, Lost, Role, State, StateFile};
 use engine::types::{
     Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, NodeId, Position, Reign, Timestamp, VolumeId,
 };
@@ -197,6 +197,12 @@ fn first_state(log: &Log) -> State {
         coarse: Vec::new(),
         lost: Vec::new(),
         lacks_file: 0,
+        keeps: None,
+        diverged: None,
+        uncommitted: None,
+        takes_back: false,
+        stale_disks: Vec::new(),
+        handed_over: None,
     }
 }
 
@@ -440,6 +446,12 @@ fn state() -> State {
         coarse: Vec::new(),
         lost: Vec::new(),
         lacks_file: 0,
+        keeps: None,
+        diverged: None,
+        uncommitted: None,
+        takes_back: false,
+        stale_disks: Vec::new(),
+        handed_over: None,
     }
 }
 
@@ -455,6 +467,37 @@ fn newer_state() -> State {
         lost: vec![Lost { replica: "west".to_owned(), owed: true, through: Lsn(77), since: Lsn(70) }],
         lacks_file: 3,
         ..state()
+    }
+}
+
+/// What version 3 has added, likewise.
+fn newest_state() -> State {
+    State {
+        keeps: Some(Keeps::Disks),
+        diverged: Some(Diverged { after: Lsn(0x1122), through: Lsn(0x1130) }),
+        uncommitted: Some(Lsn(0x1122)),
+        takes_back: true,
+        stale_disks: vec!["scratch".to_owned()],
+        handed_over: Some(Lsn(0x2244)),
+        ..newer_state()
+    }
+}
+
+/// And version 3 only where version 2 would not do.
+#[test]
+fn the_newest_state_is_as_ever() {
+    let disk = CrashDisk::new();
+    disk.storage().create_dir("g").expect("made");
+    StateFile::create(&*disk.storage(), "g", "g/state", newest_state()).expect("made");
+    pin("state-3", &disk.bytes("g/state"));
+    assert_eq!((disk.bytes("g/state")[8], fixture("state-2")[8]), (3, 2));
+    let read = StateFile::open(&*disk.storage(), "g/state").expect("sound").expect("there");
+    assert_eq!(read.get(), newest_state());
+    // What is old in it is encoded as ever, whatever is new.
+    for older in [newer_state(), state()] {
+        read.update(|state| *state = older.clone()).expect("written");
+        let again = StateFile::open(&*disk.storage(), "g/state").expect("sound").expect("there");
+        assert_eq!(again.get(), older);
     }
 }
 

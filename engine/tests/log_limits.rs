@@ -13,6 +13,7 @@ use engine::io::{File, OpenMode, Storage};
 use engine::log::format::{HEADER_BYTES, SEGMENT_HEADER_BYTES, aligned};
 use engine::log::{Draft, Error, Limits, Log, Sync};
 use engine::node::config::{Config, Retention};
+use engine::peer::TakesBack;
 use engine::types::{Epoch, Extent, Incarnation, Lsn, Timestamp, VolumeId};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice, Result};
@@ -119,7 +120,7 @@ fn w12_a_record_longer_than_a_segment_is_refused_whole() {
     let mut replica = Driven::open(CrashDisk::new().storage(), config).expect("opened");
     let hello = primary.node.hello().expect("a primary");
     let now = replica.now();
-    let welcome = replica.node.accept(now, &hello).expect("it follows");
+    let welcome = replica.node.accept(now, &hello, TakesBack::No).expect("it follows");
     let engine::log::ship::Stretch::Ready(batch) =
         primary.node.records_from(welcome.durable.lsn.next(), 1 << 20)
     else {

@@ -12,7 +12,7 @@ use engine::log::ship::Stretch;
 use engine::node::config::{Config, OnFull, Retention};
 use engine::node::primary::Submitted;
 use engine::node::work::{Job, Lane};
-use engine::peer::Rebuff;
+use engine::peer::{Rebuff, TakesBack};
 use engine::state::{Error as StateError, Role, StateFile};
 use engine::types::{Epoch, Extent, Lsn, Position, Reign, VolumeId};
 use std::io::ErrorKind;
@@ -219,7 +219,7 @@ fn r05_a_replica_without_room_resumes() {
     let (mut refused, mut partly) = (0, 0);
     for _ in 0..5 {
         let now = replica.now();
-        let welcome = replica.node.accept(now, &hello).expect("it follows");
+        let welcome = replica.node.accept(now, &hello, TakesBack::No).expect("it follows");
         // As much as there is in one batch, so that it cannot be taken whole.
         let Stretch::Ready(batch) = primary.node.records_from(welcome.durable.lsn.next(), 1 << 20) else {
             panic!("there is more, and in memory")
@@ -262,7 +262,7 @@ fn records_of_a_foreign_epoch_are_refused() {
     // And the old primary's are not, once the new history was adopted.
     fill(&mut primary, 2);
     let hello = west.node.hello().expect("a primary");
-    north.node.accept(now, &hello).expect("a newer epoch");
+    north.node.accept(now, &hello, TakesBack::No).expect("a newer epoch");
     let Stretch::Ready(batch) = primary.node.records_from(at.next(), 1 << 20) else { panic!("more records") };
     assert!(matches!(north.node.append(now, batch), Err(Rebuff::Diverged { .. })));
     assert_eq!(north.node.log().tip().lsn, at);
@@ -303,12 +303,12 @@ fn a_history_is_not_adopted_under_a_fold() {
     let hello = west.node.hello().expect("a primary");
     let job = next_job(&mut north, "fold");
     let now = north.now();
-    assert!(north.node.accept(now, &hello).is_err(), "not now");
+    assert!(north.node.accept(now, &hello, TakesBack::No).is_err(), "not now");
     assert_eq!(north.node.history().len(), 1);
     let (done, now) = (job.run(), north.now());
     north.node.finish(now, done);
     assert!(
-        matches!(north.node.accept(now, &hello), Err(Rebuff::TooFarBehind { .. })),
+        matches!(north.node.accept(now, &hello, TakesBack::No), Err(Rebuff::TooFarBehind { .. })),
         "what the new primary branched off at is folded here"
     );
 }
@@ -654,7 +654,7 @@ fn w33_a_state_that_cannot_be_used_is_not_replaced() {
     let half = bytes.len() / 2;
     let mut newer = bytes.clone();
     for place in [0, half] {
-        newer[place + 8] = 3;
+        newer[place + 8] = 4;
         let len = u32::from_le_bytes(newer[place + 24..place + 28].try_into().expect("four bytes")) as usize;
         let mut hasher = crc32fast::Hasher::new_with_initial(1);
         hasher.update(&newer[place..place + 12]);
@@ -665,7 +665,7 @@ fn w33_a_state_that_cannot_be_used_is_not_replaced() {
     let mut damaged = bytes.clone();
     (damaged[20], damaged[half + 20]) = (!damaged[20], !damaged[half + 20]);
     let cases: [(Option<Vec<u8>>, &str); 4] = [
-        (Some(newer), "format version 3 is newer than this program understands"),
+        (Some(newer), "format version 4 is newer than this program understands"),
         (Some(damaged), "is damaged in both of its places"),
         (Some(vec![0; bytes.len()]), "holds a log but no state file"),
         (None, "holds a log but no state file"),

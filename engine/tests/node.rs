@@ -6,6 +6,7 @@ mod common;
 use common::{A, B, Driven, Random, TempDir, VOLUME_BYTES, primary_config, replica_config, replicate};
 use engine::guest::{Op, Refusal};
 use engine::node::config::{AckPolicy, Retention};
+use engine::peer::TakesBack;
 use engine::state::Role;
 use engine::types::{Epoch, Extent, Lsn, VolumeId};
 use std::sync::Arc;
@@ -219,7 +220,7 @@ fn promotion_at_any_point_keeps_the_rest_as_a_branch() {
 
     // R07, guarantee 6: the old primary is refused, and fences itself on hearing why.
     let hello = primary.node.hello().expect("it does not know yet");
-    let rebuff = replica.node.accept(now, &hello).expect_err("an old epoch");
+    let rebuff = replica.node.accept(now, &hello, TakesBack::No).expect_err("an old epoch");
     primary.node.rebuffed(now, "west", &rebuff);
     assert_eq!(primary.node.role(), Role::Fenced);
     assert_eq!(primary.write(A, 0, &[1; 512]), Err(Refusal::Shutdown));
@@ -268,7 +269,7 @@ fn second_replica_follows_the_new_primary_and_keeps_its_branch() {
     // The old primary is not let in there any more.
     let hello = primary.node.hello().expect("it does not know yet");
     let now = north.now();
-    assert!(north.node.accept(now, &hello).is_err());
+    assert!(north.node.accept(now, &hello, TakesBack::No).is_err());
 }
 
 /// Guarantee 3 with `ack = "replica"`: a flush waits for the other region.

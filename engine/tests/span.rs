@@ -12,6 +12,7 @@ use engine::log::Limits as LogLimits;
 use engine::log::ship::Stretch;
 use engine::node::config::{Config, Limits, OnFull};
 use engine::node::work::Lane;
+use engine::peer::TakesBack;
 use engine::types::{Extent, Lsn, VolumeId};
 
 /// What a guest wrote: at which LSN, where, and which byte (zero for a trim).
@@ -98,7 +99,7 @@ impl Pair {
     fn connect(&mut self) {
         let hello = self.primary.node.hello().expect("a primary");
         let now = self.replica.now();
-        let welcome = self.replica.node.accept(now, &hello).expect("the replica follows");
+        let welcome = self.replica.node.accept(now, &hello, TakesBack::No).expect("the replica follows");
         let needs = self.replica.node.needs();
         let now = self.primary.now();
         let jump = match self.primary.node.attach(now, "west", &welcome, Some(&needs)) {

@@ -138,6 +138,8 @@ pub enum Event {
     ClockDrift { node: usize, ppm: i32 },
     /// An operator promotes a node.
     Promote { node: usize, at: Point },
+    /// An operator commits a promotion, and has old primaries taken back.
+    Reprotect { node: usize },
     /// A node's disk is lost and replaced by an empty one.
     Wipe { node: usize },
     /// A point is opened, and closed after a while.
@@ -169,6 +171,7 @@ impl Event {
             Event::ClockJump { .. } => "clock jump",
             Event::ClockDrift { .. } => "clock drift",
             Event::Promote { .. } => "promotion",
+            Event::Reprotect { .. } => "reprotect",
             Event::Wipe { .. } => "lost disk",
             Event::Pin { .. } => "pinned point",
             Event::Scramble => "scramble",
@@ -176,7 +179,7 @@ impl Event {
     }
 
     /// All names, so that a soak can say what it never did.
-    pub const NAMES: [&'static str; 20] = [
+    pub const NAMES: [&'static str; 21] = [
         "power cut",
         "power cut at a call",
         "kill",
@@ -195,6 +198,7 @@ impl Event {
         "clock jump",
         "clock drift",
         "promotion",
+        "reprotect",
         "lost disk",
         "pinned point",
     ];
@@ -234,7 +238,11 @@ impl fmt::Display for Event {
                 write!(f, "from node {from} to node {to}, for {:.3} s", seconds(*span))
             }
             Event::Isolate { span, .. } | Event::Stall { span } => write!(f, "for {:.3} s", seconds(*span)),
-            Event::Reset | Event::Rot { .. } | Event::Wipe { .. } | Event::Scramble => Ok(()),
+            Event::Reset
+            | Event::Rot { .. }
+            | Event::Reprotect { .. }
+            | Event::Wipe { .. }
+            | Event::Scramble => Ok(()),
             Event::Abandon { late } => write!(f, "old frames arrive for {:.3} s", seconds(*late)),
             Event::Loss { ppm, span } => {
                 write!(f, "{:.2} % of frames, for {:.3} s", percent(*ppm), seconds(*span))
@@ -331,6 +339,8 @@ impl Options {
         };
         let faulty = Span::from_ms(*rng.pick(&[1_000, 3_000, 8_000]));
         let regions = ["east", "west", "north", "south"];
+        let mut events = draw_events(&mut root.child("events"), nodes, faulty);
+        add_reprotects(&mut root.child("reprotects"), faulty, &mut events);
         Options {
             seed,
             nodes: (0..nodes)
@@ -364,7 +374,7 @@ impl Options {
             stack: Stack::Messages,
             faulty,
             healing: Span::from_secs(300),
-            events: draw_events(&mut root.child("events"), nodes, faulty),
+            events,
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
             stop_after: None,
@@ -387,6 +397,25 @@ impl Options {
         options.link.loss_ppm = *Rng::new(seed).child("datagrams").pick(&[0, 1_000, 10_000, 50_000]);
         options
     }
+}
+
+/// After most promotions somebody commits, and has the old primary taken back: soon, late, or in the middle of the next
+/// disaster.
+fn add_reprotects(rng: &mut Rng, faulty: Span, events: &mut Vec<Planned>) {
+    let promotions: Vec<(Time, usize)> = events
+        .iter()
+        .filter_map(|planned| match planned.event {
+            Event::Promote { node, .. } => Some((planned.at, node)),
+            _ => None,
+        })
+        .collect();
+    for (at, node) in promotions {
+        for _ in 0..rng.below(3) {
+            let after = Span(rng.below((faulty.0 - at.0).max(1)));
+            events.push(Planned { at: at + after, event: Event::Reprotect { node } });
+        }
+    }
+    events.sort_by_key(|planned| planned.at);
 }
 
 /// The kind of [`draw_event`] that is a promotion.

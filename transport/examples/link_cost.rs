@@ -10,6 +10,7 @@ mod certs;
 
 use bytes::Bytes;
 use certs::{Ca, Leaf, Validity, load, name};
+use engine::peer::TakesBack;
 use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
 use engine::types::{Checksum, Epoch, GroupId, Lsn, NodeId, Position, Reign};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -23,7 +24,6 @@ use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::quic;
 use transport::link::sender::Want;
 use transport::link::serve::{self, Grants, Listener, Trust};
-use transport::link::session::TakesBack;
 use transport::link::tls::{Credentials, NodeName};
 
 const RECORD: usize = 4096 + 80;

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use common::certs::Ca;
 use common::nodes::{Link, Origin, PATIENCE, Replica, patient_dial, patient_serve, until};
 use common::samples;
+use engine::peer::TakesBack;
 use engine::peer::{Ask, MAX_LACKS, Needs, Rebuff, Welcome};
 use engine::types::{Lsn, Position};
 use std::sync::Arc;
 use transport::link::decoder::{Accept, Decoder};
 use transport::link::frame::{Acceptance, Frame};
 use transport::link::quic;
-use transport::link::session::TakesBack;
 
 /// R06: the primary's log no longer holds what the replica needs: it takes the replica ahead, and the records go on
 /// from there, in the same session. The next session needs no jump.

@@ -5,7 +5,7 @@ mod common;
 use bytes::Bytes;
 use common::{Rng, samples};
 use engine::log::chain::Tip;
-use engine::peer::{Ask, Batch, Jump, Needs, Rebuff};
+use engine::peer::{Ask, Batch, Jump, Needs, Rebuff, TakesBack};
 use engine::types::{Checksum, Epoch, Incarnation, Lsn, Mono, Now, Position, Timestamp};
 use samples::{batch, heartbeat, hello, position, welcome};
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use transport::link::decoder::Accept;
 use transport::link::frame::{Acceptance, Frame, Heartbeat, Kind, MAX_BATCH_BYTES, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, FEATURES, MINOR, Reason, SPANS, TAKES_BACK, TakesBack, Violation};
+use transport::link::session::{Config, FEATURES, MINOR, Reason, SPANS, TAKES_BACK, Violation};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(1_000_000_000_000 + ms * 1_000_000) }

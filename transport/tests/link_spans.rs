@@ -4,14 +4,14 @@ mod common;
 
 use bytes::Bytes;
 use common::{Rng, samples};
-use engine::peer::{Ask, Batch, Jump, MAX_LACKS, Needs, Rebuff};
+use engine::peer::{Ask, Batch, Jump, MAX_LACKS, Needs, Rebuff, TakesBack};
 use engine::types::{Checksum, Epoch, Lsn, Mono, Now, Position, Timestamp};
 use samples::{batch, hello, jump, lack, lacks, position, welcome};
 use transport::link::decoder::{Accept, Decoder};
 use transport::link::frame::{Acceptance, Frame, LACKS_PER_FRAME, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, MAX_ASKS, Reason, SPANS, TAKES_BACK, TakesBack, Violation};
+use transport::link::session::{Config, MAX_ASKS, Reason, SPANS, TAKES_BACK, Violation};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(ms * 1_000_000) }

@@ -9,7 +9,7 @@ use crate::event::VolumeSpec;
 use crate::io::{File, Storage, is_no_space};
 use crate::lacks::{self, Lacks};
 use crate::log::chain::Tip;
-use crate::state::{Branch, Coarse, Gap, Lost, Role, StateFile};
+use crate::state::{Branch, Coarse, Diverged, Gap, Lost, Role, StateFile};
 use crate::types::{Epoch, Lsn, Mono, Now};
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ struct LacksNote {
     number: u64,
     lacks: Vec<Lacks>,
     lost: Vec<Lost>,
+    diverged: Option<Diverged>,
 }
 
 /// What a checkpoint puts on record.
@@ -74,6 +75,8 @@ impl Checkpoint {
                 state.start = note.start;
             }
             state.volumes = note.volumes;
+            let (stale, volumes) = (&mut state.stale_disks, &state.volumes);
+            stale.retain(|name| volumes.iter().all(|spec| spec.name != *name));
             state.acknowledged = note.acknowledged;
             // A jump that came between has put its own on record.
             if state.gaps.last() == note.last_gap.as_ref() {
@@ -88,6 +91,7 @@ impl Checkpoint {
             if let Some(lacks) = &lacks {
                 state.lacks_file = lacks.number;
                 state.lost = lacks.lost.clone();
+                state.diverged = lacks.diverged;
             }
         });
         let state = updated.map_err(|error| error.to_string())?;
@@ -147,9 +151,11 @@ impl Node {
         let epoch = self.state.epoch();
         let coarse = self.coarse.clone();
         let lacks = std::mem::take(&mut self.work.lacks_changed).then(|| {
-            let (lacks, lost) = self.lacks_on_record();
-            let number = if lost.is_empty() { 0 } else { self.next_lacks_file() };
-            LacksNote { storage: self.storage.clone(), dir: self.config.dir.clone(), number, lacks, lost }
+            let (mut lacks, lost) = self.lacks_on_record();
+            let diverged = self.diverged_on_record(&mut lacks);
+            let number = if lacks.is_empty() { 0 } else { self.next_lacks_file() };
+            let (storage, dir) = (self.storage.clone(), self.config.dir.clone());
+            LacksNote { storage, dir, number, lacks, lost, diverged }
         });
         let last_gap = self.state.gaps.last().copied();
         let note = Note { applied, durable, start, volumes, acknowledged, coarse, last_gap, epoch };

@@ -53,7 +53,38 @@ impl Node {
     /// What this replica tells its primary that it lacks.
     #[must_use]
     pub fn needs(&self) -> Needs {
-        Needs { coarse: self.is_coarse(), lacks: Vec::new() }
+        // Of a node that was taken back, the lacks say all, unless it was told to leave records out since.
+        let all_told = self.whole_but_for_divergence();
+        Needs { coarse: self.is_coarse() && !all_told, lacks: self.diverged_lacks() }
+    }
+
+    /// Whether what diverged is all that this replica lacks.
+    fn whole_but_for_divergence(&self) -> bool {
+        let after = self.state.diverged.map(|diverged| diverged.after);
+        let open = self.coarse.last().filter(|last| last.to.is_none());
+        self.diverged.is_some() && open.is_some_and(|open| Some(open.begun) == after)
+    }
+
+    /// Ends the stretch of LSNs that are no points if the log has brought everything that diverged: where no primary
+    /// knows of a span any more, nobody else would.
+    ///
+    /// # Errors
+    /// Of the state.
+    pub(super) fn end_divergence(&mut self, now: Now) -> Result<(), crate::state::Error> {
+        let is_empty = self.diverged.as_ref().is_some_and(crate::extents::Extents::is_empty);
+        if !is_empty || !self.whole_but_for_divergence() {
+            return Ok(());
+        }
+        let mut coarse = self.coarse.clone();
+        if let Some(open) = coarse.last_mut() {
+            open.to = Some(self.log.durable().lsn);
+        }
+        self.update_state(now, |state| {
+            state.coarse = coarse.clone();
+            state.diverged = None;
+        })?;
+        (self.coarse, self.diverged) = (coarse, None);
+        Ok(())
     }
 
     /// The newest point at or before `lsn`, and the oldest behind it, as far as spans go.

@@ -9,7 +9,7 @@ use super::work::Job;
 use crate::guest::Piece;
 use crate::io::File;
 use crate::read::{Plan, Wait};
-use crate::state::StateFile;
+use crate::state::{Keeps, Role, StateFile};
 use crate::types::{Extent, Lsn, Now};
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -75,6 +75,10 @@ impl Node {
     /// Retires the oldest points if the window is over its limits, and folds them into the base images.
     pub(super) fn poll_fold(&mut self, now: Now) -> Option<Job> {
         let file = self.file.clone()?;
+        // A disk that was used before is emptied for a new volume until that is on record.
+        if !self.state.stale_disks.is_empty() && self.volumes.len() != self.state.volumes.len() {
+            return None;
+        }
         let (upto, horizon) = self.fold_limit(now)?;
         let mut volumes = Vec::new();
         for volume in self.volumes.values() {
@@ -109,7 +113,10 @@ impl Node {
         }
         let retention = &self.config.retention;
         let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
-        let keep = pinned.min(self.state.hydration.as_ref().map_or(Lsn(u64::MAX), |hydration| hydration.at));
+        if let Some(upto) = self.last_fold(pinned) {
+            return Some((upto, upto));
+        }
+        let keep = pinned.min(self.kept_for_disks());
         let mut bytes: u64 = segments.iter().map(|segment| segment.end).sum();
         // Room for what comes goes before what was: a replica whose window fills its log would stand still for ever.
         let limits = &self.config.limits.log;
@@ -118,6 +125,10 @@ impl Node {
         let mut upto = None;
         // The last segment is being filled.
         for segment in segments.iter().take(segments.len().saturating_sub(1)).take(FOLD_SEGMENTS + 1) {
+            // Until the operator commits, the points around a promotion are kept, as long as the log has room for it.
+            if self.state.uncommitted.is_some_and(|at| segment.last > at) && used <= reserve {
+                break;
+            }
             let old = segment.last_time.0.saturating_add(retention.age_ns) < now.wall.0;
             if segment.last > keep
                 || segment.last > self.log.durable().lsn
@@ -135,6 +146,29 @@ impl Node {
             }
         }
         upto
+    }
+
+    /// A promoted node fills its disks from a point that has to stay.
+    fn kept_for_disks(&self) -> Lsn {
+        match (&self.state.hydration, self.state.keeps()) {
+            (Some(hydration), Keeps::Images) => hydration.at,
+            _ => Lsn(u64::MAX),
+        }
+    }
+
+    /// A promoted node whose disks hold the base images brings them up to date by folding all of its points, once the
+    /// promotion is committed.
+    fn last_fold(&self, pinned: Lsn) -> Option<Lsn> {
+        let state = &self.state;
+        let ends = state.hydration.is_some()
+            && state.keeps() == Keeps::Disks
+            && state.role == Role::Primary
+            && state.uncommitted.is_none()
+            && !self.is_filled();
+        let ahead = self.log.segments().iter().filter(|segment| segment.last > state.base);
+        let step = ahead.take(FOLD_SEGMENTS).last()?.last;
+        let upto = step.min(self.log.durable().lsn).min(pinned);
+        (ends && upto > state.base).then_some(upto)
     }
 
     /// The oldest point that is left if the base images are folded up to `lsn`; `None` if that may not be: within a

@@ -9,7 +9,7 @@ use super::work::Job;
 use super::{Node, open};
 use crate::io::File;
 use crate::read::Plan;
-use crate::state::{Hydration, StateFile};
+use crate::state::{Hydration, Keeps, Role, StateFile};
 use crate::types::{Extent, Lsn, Now, VolumeId};
 use std::sync::Arc;
 
@@ -80,6 +80,10 @@ impl Node {
     pub(super) fn poll_hydrate(&mut self) -> Option<Job> {
         let file = self.file.clone()?;
         let hydration = self.state.hydration.clone()?;
+        if self.state.keeps() == Keeps::Disks {
+            // They are brought up to date by folding.
+            return None;
+        }
         let at = hydration.at;
         for (id, done) in hydration.done {
             let size = self.volumes.get(&id)?.spec.size;
@@ -133,13 +137,22 @@ impl Node {
     /// [`Node::end_hydration`]. Reads the log; where that fails, they are not known to be.
     #[must_use]
     pub fn is_filled(&self) -> bool {
-        let near = |hydration: &Hydration| {
-            let behind = self.log.bytes_after(hydration.at);
+        let near = |_: &Hydration| {
+            let behind = self.log.bytes_after(self.hydrating_from());
             behind.is_some_and(|bytes| bytes <= self.config.limits.catch_up_bytes)
         };
         self.state.hydration.as_ref().is_some_and(|hydration| {
-            self.is_whole(hydration) && (self.work.catch_ups >= MAX_CATCH_UPS || near(hydration))
+            self.may_end()
+                && self.is_whole(hydration)
+                && (self.work.catch_ups >= MAX_CATCH_UPS || near(hydration))
         })
+    }
+
+    /// Disks that hold the base images of points become the volumes' plain disks once nobody wants the points.
+    fn may_end(&self) -> bool {
+        let kept =
+            self.state.uncommitted.is_some() || !self.pins.is_empty() || self.state.horizon > self.state.base;
+        self.state.keeps() != Keeps::Disks || self.state.role == Role::Primary && !kept
     }
 
     /// Whether every disk is filled, and nothing is being done to them.
@@ -158,11 +171,15 @@ impl Node {
     pub fn end_hydration(&mut self, now: Now) -> Result<(), String> {
         let hydration = self.state.hydration.as_ref();
         assert!(hydration.is_some_and(|hydration| self.is_whole(hydration)), "the disks are filled first");
-        let at = self.hydrating_from();
+        let (at, keeps) = (self.hydrating_from(), self.state.keeps());
         let result = self.load_overlays(at).and_then(|()| {
             let recorded = self.update_state(now, |state| {
                 state.hydration = None;
                 state.applied = at;
+                if keeps == Keeps::Disks {
+                    state.keeps = Some(Keeps::Nothing);
+                    state.coarse = Vec::new();
+                }
             });
             recorded.map_err(|error| error.to_string())
         });
@@ -170,6 +187,13 @@ impl Node {
             Ok(()) => {
                 self.work.applied = at;
                 self.work.mark_dirty();
+                if keeps == Keeps::Disks {
+                    self.index = None;
+                    self.coarse = Vec::new();
+                    for volume in self.volumes.values_mut() {
+                        volume.backing = volume.base.take();
+                    }
+                }
                 tracing::info!(group = %self.config.name, from = %at, "the promoted disks are whole");
             }
             Err(reason) => self.fail(now, reason.clone()),
@@ -190,6 +214,11 @@ impl Node {
     }
 
     pub(super) fn hydrating_from(&self) -> Lsn {
-        self.state.hydration.as_ref().map_or(Lsn::ZERO, |hydration| hydration.at)
+        match self.state.keeps() {
+            Keeps::Disks => self.state.base,
+            Keeps::Images | Keeps::Nothing => {
+                self.state.hydration.as_ref().map_or(Lsn::ZERO, |hydration| hydration.at)
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@
 //! | [`primary`] | guest requests, replicas that follow |
 //! | [`replica`] | following a primary |
 //! | [`promote`] | changing roles |
+//! | [`rejoin`] | an old primary that is taken back |
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
 //! | `coarse` | a replica in a sync span |
@@ -35,19 +36,21 @@ pub mod open;
 pub mod points;
 pub mod primary;
 pub mod promote;
+pub mod rejoin;
 pub mod replica;
 pub mod report;
 pub mod span;
 pub mod work;
 
 use crate::event::VolumeSpec;
+use crate::extents::Extents;
 use crate::guest::Refusal;
 use crate::index::Index;
 use crate::io::{File, Storage};
 use crate::log::{self, Log};
 use crate::overlay::Overlay;
 use crate::state::{Coarse, Role, State, StateFile};
-use crate::types::{Epoch, Lsn, Mono, NodeId, Now, Position, Reign, Timestamp, VolumeId};
+use crate::types::{Epoch, Extent, Lsn, Mono, NodeId, Now, Position, Reign, Timestamp, VolumeId};
 use config::{AckPolicy, Config};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -126,6 +129,11 @@ pub struct Node {
     pub(crate) index: Option<Index>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
     pub(crate) followers: BTreeMap<String, Follower>,
+    /// What the disks of a node that was taken back hold and the main line does not, as far as the log has not brought
+    /// it; `None` if there is nothing of that.
+    pub(crate) diverged: Option<Extents>,
+    /// What the log has brought of it, as long as that may be lost again.
+    brought: VecDeque<(Lsn, VolumeId, Extent)>,
     /// Stretches of LSNs that are no points, as far as the log was read; on record with the next checkpoint.
     pub(crate) coarse: Vec<Coarse>,
     pub(crate) failed: Option<Failed>,
@@ -160,10 +168,14 @@ impl Role {
     /// ```text
     /// replica → primary   promoted by an operator
     /// primary → fenced    learned of a newer epoch
+    /// fenced  → replica   taken back by the newer primary
     /// ```
     #[must_use]
     pub fn may_become(self, next: Role) -> bool {
-        matches!((self, next), (Role::Replica, Role::Primary) | (Role::Primary, Role::Fenced))
+        matches!(
+            (self, next),
+            (Role::Replica, Role::Primary) | (Role::Primary, Role::Fenced) | (Role::Fenced, Role::Replica)
+        )
     }
 }
 

@@ -26,7 +26,7 @@ use crate::log::recovery::{Known, OpenError, Report};
 use crate::log::{self, Draft, Log, Place};
 use crate::overlay::{Content, Overlay};
 use crate::read::is_zero;
-use crate::state::{Lost, Role, State, StateFile};
+use crate::state::{Keeps, Lost, Role, State, StateFile};
 use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Now, Position, Reign, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -269,17 +269,19 @@ impl Node {
             let next = self.volumes.keys().next_back().map_or(1, |id| id.0 + 1);
             let spec = VolumeSpec { id: VolumeId(next), name: volume.name, size: volume.size };
             check_spec(&spec, self.volumes.len())?;
-            let path = backing_path(&self.config, &spec.name);
-            let backing = make_backing(&*self.storage, &path, &spec)?;
+            let keeps = self.state.keeps();
+            let kept = open_kept(&*self.storage, &self.config, &self.state, &spec, Presence::Any)?;
+            let (backing, base) = match keeps {
+                Keeps::Disks => (None, kept),
+                Keeps::Images | Keeps::Nothing => {
+                    (Some(make_disk(&*self.storage, &self.config, &self.state, &spec)?), kept)
+                }
+            };
             let body = encode_body(&VolumeDefined { name: spec.name.clone(), size: spec.size });
             let epoch = self.state.epoch();
             self.begin(now)?;
             self.append_control(now, epoch, Kind::Volume, spec.id, &body)?;
-            let base = match &self.index {
-                Some(_) => Some(open_base(&*self.storage, &self.config.dir, &spec, Presence::Any)?),
-                None => None,
-            };
-            let (defined, backing) = (self.log.tip().lsn, Some(backing));
+            let defined = self.log.tip().lsn;
             let volume = Volume { spec, defined, backing, base, active: Overlay::default(), frozen: None };
             self.volumes.insert(volume.spec.id, volume);
         }
@@ -288,21 +290,21 @@ impl Node {
 }
 
 /// Reads the log and opens the disks.
-fn load(
+pub(super) fn load(
     storage: Arc<dyn Storage>,
     config: Config,
     file: Option<Arc<StateFile>>,
     state: State,
     lock: Arc<dyn Send + Sync>,
 ) -> Result<(Node, Report), Error> {
-    let has_index = state.role == Role::Replica || state.own.iter().all(|&epoch| epoch > Epoch(1));
-    let mut index = has_index.then(|| Index::new(state.base));
+    let keeps = state.keeps();
+    let mut index = (keeps != Keeps::Nothing).then(|| Index::new(state.base));
     let mut specs: BTreeMap<VolumeId, VolumeSpec> =
         state.volumes.iter().map(|spec| (spec.id, spec.clone())).collect();
     let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
     let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
     let mut coarse = state.coarse.clone();
-    let mut lacks = read_lacks(&*storage, &config, &state)?;
+    let (mut lacks, mut diverged) = read_lacks(&*storage, &config, &state)?;
     // A fenced primary's disk is brought up to date as well: what it logged is what it holds.
     let replays = state.role != Role::Replica && state.hydration.is_none();
     let headers_through = if replays { state.applied.min(state.durable) } else { state.durable };
@@ -344,6 +346,12 @@ fn load(
                         extents.insert(header.volume, header.extent);
                     }
                 }
+                if let (Some(diverged), Some(noted)) = (&mut diverged, state.diverged)
+                    && header.lsn > noted.through
+                {
+                    let size = specs.get(&header.volume).map_or(0, |spec| spec.size);
+                    diverged.remove(header.volume, header.extent, size);
+                }
                 if let Some(index) = &mut index
                     && header.lsn > state.base
                 {
@@ -377,10 +385,7 @@ fn load(
             true => Presence::Expected,
             false => Presence::Any,
         };
-        let base = match has_index {
-            true => Some(open_base(&*storage, &config.dir, &spec, presence)?),
-            false => None,
-        };
+        let base = open_kept(&*storage, &config, &state, &spec, presence)?;
         let active = overlays.remove(&id).unwrap_or_default();
         let defined = defined.get(&id).copied().unwrap_or_default();
         volumes.insert(id, Volume { spec, defined, backing, base, active, frozen: None });
@@ -398,10 +403,13 @@ fn load(
             (name.clone(), Follower { acknowledged, held: acknowledged, lack, ..Follower::default() })
         })
         .collect();
+    if coarse.last().is_none_or(|last| last.to.is_some()) {
+        diverged = None;
+    }
     let applied = if replays { state.applied } else { log.tip().lsn };
     let mut work = Work::new(applied);
     // What was found in the log goes on record before the log is freed.
-    work.lacks_changed = !state.lost.is_empty();
+    work.lacks_changed = !state.lost.is_empty() || state.diverged.is_some();
     let mut node = Node {
         work,
         config,
@@ -412,6 +420,8 @@ fn load(
         index,
         volumes,
         followers,
+        diverged,
+        brought: VecDeque::new(),
         coarse,
         failed: None,
         pins: BTreeMap::new(),
@@ -429,7 +439,13 @@ fn load(
 }
 
 /// What replicas lacked when the node was last at work; those that have everything since are known by the log.
-fn read_lacks(storage: &dyn Storage, config: &Config, state: &State) -> Result<Vec<(Lost, Extents)>, Error> {
+/// And what this node's own disks lack, if it was taken back.
+#[expect(clippy::type_complexity, reason = "read by the one caller below")]
+fn read_lacks(
+    storage: &dyn Storage,
+    config: &Config,
+    state: &State,
+) -> Result<(Vec<(Lost, Extents)>, Option<Extents>), Error> {
     let dir = &config.dir;
     lacks::remove_others(storage, dir, state.lacks_file).map_err(io(dir))?;
     let mut known = match state.lacks_file {
@@ -455,7 +471,12 @@ fn read_lacks(storage: &dyn Storage, config: &Config, state: &State) -> Result<V
         let extents = index.map_or_else(everything, |index| known.swap_remove(index).extents);
         (Lost { owed: lost.owed || index.is_none(), ..lost.clone() }, extents)
     });
-    Ok(found.collect())
+    let found = found.collect();
+    let diverged = state.diverged.map(|_| {
+        let index = known.iter().position(|lacks| lacks.replica == lacks::OWN);
+        index.map_or_else(everything, |index| known.swap_remove(index).extents)
+    });
+    Ok((found, diverged))
 }
 
 /// A log record as a version in the index.
@@ -537,6 +558,12 @@ fn unborn_state(node: crate::types::NodeId) -> State {
         coarse: Vec::new(),
         lost: Vec::new(),
         lacks_file: 0,
+        keeps: None,
+        diverged: None,
+        uncommitted: None,
+        takes_back: false,
+        stale_disks: Vec::new(),
+        handed_over: None,
     }
 }
 
@@ -666,6 +693,49 @@ pub(crate) fn make_target(
     file.sync().map_err(io(path))?;
     storage.sync_dir(dir).map_err(io(dir))?;
     Ok(file)
+}
+
+/// The plain disk of a new volume.
+fn make_disk(
+    storage: &dyn Storage,
+    config: &Config,
+    state: &State,
+    spec: &VolumeSpec,
+) -> Result<Arc<dyn File>, Error> {
+    let path = backing_path(config, &spec.name);
+    if state.stale_disks.contains(&spec.name) {
+        clear(storage, &path)?;
+    }
+    make_backing(storage, &path, spec)
+}
+
+/// Empties a disk that holds only what a branch has written since it defined the volume: its records have all of it.
+fn clear(storage: &dyn Storage, path: &str) -> Result<(), Error> {
+    match storage.open(path, OpenMode::Write) {
+        Ok(file) => {
+            let len = file.len().map_err(io(path))?;
+            file.zero(0, len).and_then(|()| file.sync()).map_err(io(path))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(path)(error)),
+    }
+}
+
+/// Opens what a node keeps of a volume for its points, by where it keeps it.
+pub(super) fn open_kept(
+    storage: &dyn Storage,
+    config: &Config,
+    state: &State,
+    spec: &VolumeSpec,
+    presence: Presence,
+) -> Result<Option<Arc<dyn File>>, Error> {
+    let file = match (state.keeps(), presence) {
+        (Keeps::Nothing, _) => return Ok(None),
+        (Keeps::Images, presence) => open_base(storage, &config.dir, spec, presence)?,
+        (Keeps::Disks, Presence::Expected) => open_backing(storage, config, spec)?,
+        (Keeps::Disks, Presence::Any) => make_disk(storage, config, state, spec)?,
+    };
+    Ok(Some(file))
 }
 
 /// Whether a base image may be missing.

@@ -5,10 +5,11 @@
 //! if need be: the cut of the log at X (the history says where), the first record of the new reign, the filling
 //! of the disks.
 
-use super::{Node, open};
+use super::{Follower, Node, open};
 use crate::event::{Kind, Promoted, encode_body};
 use crate::guest::Refusal;
-use crate::state::{Branch, Hydration, Role};
+use crate::peer::TakesBack;
+use crate::state::{Branch, Hydration, Keeps, Role};
 use crate::types::{Epoch, Incarnation, Lsn, Now, Position, Reign, Timestamp, VolumeId};
 
 /// What a promotion did.
@@ -76,6 +77,27 @@ pub enum PromoteError {
     Failed(String),
 }
 
+/// What a commit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The point of the promotion that was committed; `None` if there was none to commit.
+    pub at: Option<Lsn>,
+}
+
+/// Why a promotion cannot be committed, or an old primary not be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Only a primary has a promotion.
+    #[error("this node is not primary but {}", .0.name())]
+    NotPrimary(Role),
+    /// The operator may still move to another point.
+    #[error("the failover is not committed: until it is, it can be moved to another point")]
+    Uncommitted,
+    /// The disk failed.
+    #[error("the state could not be written: {0}")]
+    Failed(String),
+}
+
 impl Node {
     /// Makes this replica the primary of `epoch`, with the volumes as they were at `at`. The epoch is the one that
     /// [`Node::next_epoch`] told when the decision was made: of two who decided at once, the second is refused.
@@ -122,7 +144,10 @@ impl Node {
         let defined = self.volumes_at(at);
         let volumes: Vec<_> =
             self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
-        let hydration = Hydration { at, done: volumes.iter().map(|spec| (spec.id, 0)).collect() };
+        // Disks that hold the base images are filled as those are folded.
+        let is_filled = self.state.keeps() == Keeps::Disks;
+        let done = volumes.iter().map(|spec| (spec.id, if is_filled { spec.size } else { 0 }));
+        let hydration = Hydration { at, done: done.collect() };
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
         let decided = self.update_state(now, |state| {
             assert!(state.role.may_become(Role::Primary), "the role was checked");
@@ -137,6 +162,11 @@ impl Node {
             state.incarnation = incarnation;
             state.hydration = Some(hydration);
             state.volumes = volumes;
+            state.uncommitted = Some(at);
+            state.takes_back = false;
+            // Of an earlier reign of this node.
+            state.acknowledged = Vec::new();
+            state.lost = Vec::new();
         });
         decided.map_err(|error| PromoteError::Failed(error.to_string()))?;
 
@@ -148,6 +178,7 @@ impl Node {
             index.truncate_after(at);
         }
         self.volumes.retain(|id, _| defined.contains(id));
+        self.followers.values_mut().for_each(|follower| *follower = Follower::default());
         let failed = |node: &mut Node, reason: String| {
             node.fail(now, reason.clone());
             PromoteError::Failed(reason)
@@ -218,8 +249,9 @@ impl Node {
         if self.state.hydration.is_none() {
             return Ok(());
         }
+        let keeps = self.state.keeps();
         for volume in self.volumes.values_mut() {
-            if volume.backing.is_none() {
+            if volume.backing.is_none() && keeps != Keeps::Disks {
                 let path = open::backing_path(&self.config, &volume.spec.name);
                 volume.backing = Some(open::make_target(&*self.storage, &path, &volume.spec)?);
             }
@@ -231,6 +263,46 @@ impl Node {
     #[must_use]
     pub fn is_hydrating(&self) -> bool {
         self.state.hydration.is_some()
+    }
+
+    /// The operator stands by the promotion: the points that it left behind may be retired, and an old primary may be
+    /// taken back.
+    ///
+    /// # Errors
+    /// If this node is not primary, or its state cannot be written.
+    pub fn commit(&mut self, now: Now) -> Result<Committed, CommitError> {
+        if self.state.role != Role::Primary {
+            return Err(CommitError::NotPrimary(self.state.role));
+        }
+        let Some(at) = self.state.uncommitted else { return Ok(Committed { at: None }) };
+        self.update_state(now, |state| state.uncommitted = None)
+            .map_err(|error| CommitError::Failed(error.to_string()))?;
+        tracing::info!(group = %self.config.name, %at, "the failover is committed");
+        Ok(Committed { at: Some(at) })
+    }
+
+    /// Old primaries are taken back as replicas of this one from now on.
+    ///
+    /// # Errors
+    /// As [`Node::commit`], and while the promotion is not committed.
+    pub fn take_back(&mut self, now: Now) -> Result<(), CommitError> {
+        if self.state.role != Role::Primary {
+            return Err(CommitError::NotPrimary(self.state.role));
+        }
+        if self.state.uncommitted.is_some() {
+            return Err(CommitError::Uncommitted);
+        }
+        if self.state.takes_back {
+            return Ok(());
+        }
+        self.update_state(now, |state| state.takes_back = true)
+            .map_err(|error| CommitError::Failed(error.to_string()))
+    }
+
+    /// Whether old primaries are taken back.
+    #[must_use]
+    pub fn takes_back(&self) -> TakesBack {
+        if self.state.takes_back { TakesBack::Yes } else { TakesBack::No }
     }
 
     /// Stops serving in an orderly way: answers whatever waits.

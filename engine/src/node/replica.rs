@@ -11,13 +11,14 @@
 //! The history is adopted durably before the welcome leaves: from then on nothing older is let in, whatever
 //! happens to this process.
 
+use super::rejoin::Parting;
 use super::{LastPrimary, Node, Volume, coarse, open};
 use crate::event::{FLAG_AGAIN, Kind, MAX_BODY_BYTES};
-use crate::log;
 use crate::overlay::Overlay;
-use crate::peer::{Batch, Hello, Rebuff, Welcome};
-use crate::state::{Branch, Role};
+use crate::peer::{Batch, Hello, Rebuff, TakesBack, Welcome};
+use crate::state::Role;
 use crate::types::{Lsn, Now, Position, Reign};
+use crate::{lacks, log};
 
 /// The most reigns of a history.
 pub const MAX_REIGNS: usize = 256;
@@ -26,9 +27,11 @@ impl Node {
     /// A primary introduces itself. What an earlier session left unsynced is made durable first, so that the
     /// welcome tells where the next record goes; a caller that has a sync out brings it back before.
     ///
+    /// An old primary becomes its replica if `takes_back` says so.
+    ///
     /// # Errors
     /// [`Rebuff`]: the answer to send.
-    pub fn accept(&mut self, now: Now, hello: &Hello) -> Result<Welcome, Rebuff> {
+    pub fn accept(&mut self, now: Now, hello: &Hello, takes_back: TakesBack) -> Result<Welcome, Rebuff> {
         let sane = !hello.history.is_empty()
             && hello.history.len() <= MAX_REIGNS
             && hello.history.is_sorted_by(|a, b| a.epoch < b.epoch && a.branch.lsn <= b.branch.lsn);
@@ -38,7 +41,7 @@ impl Node {
         if self.is_born() && hello.group != self.state.group {
             return Err(Rebuff::WrongGroup);
         }
-        self.compare_epochs(now, &hello.history)?;
+        self.compare_epochs(now, &hello.history, takes_back)?;
         if self.failed.is_some() {
             return Err(Rebuff::Failed);
         }
@@ -50,8 +53,12 @@ impl Node {
                 Rebuff::Failed
             })?;
         }
+        if self.state.role == Role::Fenced {
+            self.rejoin(now, hello)?;
+        }
         let durable = self.settle_at_rest(now)?;
         let durable = self.adopt(now, hello, durable)?;
+        self.end_divergence(now).map_err(|_| Rebuff::Failed)?;
         if durable.lsn > hello.durable.lsn {
             // A primary only ever sends what is durable there.
             return Err(Rebuff::Diverged { at: durable });
@@ -62,7 +69,7 @@ impl Node {
     }
 
     /// Who is newer, by epochs alone; fences this node if it is the older primary.
-    fn compare_epochs(&mut self, now: Now, theirs: &[Reign]) -> Result<(), Rebuff> {
+    fn compare_epochs(&mut self, now: Now, theirs: &[Reign], takes_back: TakesBack) -> Result<(), Rebuff> {
         let (Some(their), seen) = (theirs.last(), self.state.epoch_seen()) else {
             return Err(Rebuff::NotAllowed);
         };
@@ -76,13 +83,12 @@ impl Node {
         {
             return Err(Rebuff::Rival { history: self.state.history.clone() });
         }
-        match self.state.role {
-            Role::Replica => Ok(()),
-            Role::Primary if their.epoch > self.state.epoch() => {
-                self.fence(now, theirs);
-                Err(Rebuff::NotAllowed)
-            }
-            Role::Primary | Role::Fenced => Err(Rebuff::NotAllowed),
+        if self.state.role == Role::Primary && their.epoch > self.state.epoch() {
+            self.fence(now, theirs);
+        }
+        match (self.state.role, takes_back) {
+            (Role::Replica, _) | (Role::Fenced, TakesBack::Yes) => Ok(()),
+            (Role::Primary, _) | (Role::Fenced, TakesBack::No) => Err(Rebuff::NotAllowed),
         }
     }
 
@@ -101,34 +107,26 @@ impl Node {
             // A fold that is under way may be past the place where the histories part. The next try finds it done.
             return Err(Rebuff::Failed);
         }
-        let common = self.state.history.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
-        // The first reign of theirs that is not ours begins behind this position; nothing of ours behind it, or
-        // behind the first reign of ours that is not theirs, is part of the history any more.
-        let ends = [self.state.history.get(common), hello.history.get(common)];
-        let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(durable.lsn, Lsn::min);
-        let cut = self.log.floor(cut);
+        let Parting { tip, end, branch } = self.parting(hello, durable)?;
+        let cut = tip.lsn;
         if cut < self.state.horizon {
             return Err(Rebuff::TooFarBehind { durable });
         }
-        let unreadable = |error: log::ship::ReadError| {
-            tracing::warn!(%error, "the log could not be read");
-            Rebuff::Failed
+        // What the branch had brought of what this node's disks lack is lacked again.
+        let again = match (&self.diverged, branch) {
+            (Some(diverged), Some(_)) => {
+                let mut extents = self.changed_since(cut)?;
+                extents.add(diverged);
+                let number = self.next_lacks_file();
+                let noted = [lacks::Lacks { replica: lacks::OWN.to_owned(), extents: extents.clone() }];
+                lacks::write(&*self.storage, &self.config.dir, number, &noted).map_err(|error| {
+                    tracing::warn!(group = %self.config.name, %error, "what diverged could not be noted");
+                    Rebuff::Failed
+                })?;
+                Some((number, extents))
+            }
+            _ => None,
         };
-        let (tip, _, end) = match self.log.tip_at(cut).map_err(unreadable)? {
-            Some(found) => found,
-            None => return Err(Rebuff::TooFarBehind { durable }),
-        };
-        if let Some(theirs) = hello.history.get(common)
-            && theirs.branch.lsn == cut
-            && theirs.branch != tip.position()
-        {
-            return Err(Rebuff::Diverged { at: tip.position() });
-        }
-        let branch = (cut < durable.lsn).then(|| Branch {
-            epoch: durable.epoch,
-            after: tip.position(),
-            last: durable.lsn,
-        });
         let history = hello.history.clone();
         let defined = self.volumes_at(cut);
         let mut coarse = self.coarse.clone();
@@ -140,6 +138,10 @@ impl Node {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);
                 state.volumes.retain(|spec| defined.contains(&spec.id));
+            }
+            if let (Some((number, _)), Some(diverged)) = (&again, &mut state.diverged) {
+                state.lacks_file = *number;
+                diverged.through = cut;
             }
         })
         .map_err(|_| Rebuff::Failed)?;
@@ -154,6 +156,10 @@ impl Node {
                 index.truncate_after(cut);
             }
             self.volumes.retain(|id, _| defined.contains(id));
+        }
+        if let Some((_, extents)) = again {
+            self.diverged = Some(extents);
+            self.brought.clear();
         }
         Ok(self.log.durable().position())
     }
@@ -221,13 +227,15 @@ impl Node {
                 }
                 let index = self.index.as_mut().expect("a replica has an index");
                 open::index_record(index, header, record.place);
+                self.note_brought(header);
             }
             Kind::Volume if header.flags & FLAG_AGAIN != 0 && self.volumes.contains_key(&header.volume) => {}
             Kind::Volume => {
                 assert!(record.payload.len() <= MAX_BODY_BYTES, "the log has checked the length");
                 let spec = open::spec_of(header, &record.payload)
                     .ok_or_else(|| format!("LSN {}: a volume that cannot be", header.lsn))?;
-                let base = open::open_base(&*self.storage, &self.config.dir, &spec, open::Presence::Any)
+                let any = open::Presence::Any;
+                let base = open::open_kept(&*self.storage, &self.config, &self.state, &spec, any)
                     .map_err(|error| error.to_string())?;
                 tracing::info!(
                     group = %self.config.name, volume = spec.name, size = spec.size,
@@ -237,7 +245,7 @@ impl Node {
                     spec,
                     defined: header.lsn,
                     backing: None,
-                    base: Some(base),
+                    base,
                     active: Overlay::default(),
                     frozen: None,
                 };

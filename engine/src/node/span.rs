@@ -264,6 +264,7 @@ impl Node {
         let is_full = self.config.on_full == OnFull::Track && room <= GIVE_UP_SEGMENTS * limits.segment_bytes;
         if is_full {
             let tip = self.log.tip().lsn;
+            let start = self.known_from();
             // Whatever else keeps the log would keep it all the same.
             let otherwise = self.log.start_for(self.needed_here().next()).lsn;
             for (name, follower) in &mut self.followers {
@@ -277,7 +278,7 @@ impl Node {
                     group = %self.config.name, replica = %name, from = %follower.held,
                     "the log is full; what changes is tracked until this replica is back"
                 );
-                follower.give_up(self.log.start().lsn, tip);
+                follower.give_up(start, tip);
                 // Its session ends when it wants a record that is gone.
             }
         }
@@ -290,10 +291,16 @@ impl Node {
         Some(Job::Survey(Survey { replica, headers }))
     }
 
+    /// Where the log begins, or goes on behind its last gap: the records behind it tell all that was changed.
+    fn known_from(&self) -> Lsn {
+        let of_line = self.state.gaps.iter().filter(|gap| gap.is_of(&self.state.history));
+        of_line.map(|gap| gap.to.lsn).fold(self.log.start().lsn, Lsn::max)
+    }
+
     /// A record cannot be read back: a damaged disk. What the replicas behind it lack is known by the records'
     /// headers, and is read where it was applied.
     pub fn log_unreadable(&mut self, at: Lsn) {
-        let (start, tip) = (self.log.start().lsn, self.log.tip().lsn);
+        let (start, tip) = (self.known_from(), self.log.tip().lsn);
         for (name, follower) in self.followers.iter_mut().filter(|(_, follower)| follower.held < at) {
             let lack = follower.lack.as_ref();
             if lack.is_none_or(|lack| lack.holds_log() && lack.survey.is_none()) {
@@ -339,12 +346,18 @@ impl Node {
 
     /// What has to be on record of the replicas that lack something.
     pub(crate) fn lacks_on_record(&self) -> (Vec<Lacks>, Vec<Lost>) {
+        let known_from = self.known_from();
         let counting = self.followers.iter().filter_map(|(name, follower)| {
             let lack = follower.lack.as_ref().filter(|lack| lack.counts())?;
             let through = if lack.holds_log() { follower.held } else { self.log.durable().lsn };
             let through = through.min(self.log.durable().lsn);
             // What it has acknowledged of the span under way is not in the set any more: it must not come back with less.
-            let since = if lack.joined && follower.has_jumped(lack) { follower.held } else { lack.since };
+            let since = match lack.joined {
+                true if follower.has_jumped(lack) => follower.held,
+                // What stands in the log for it is known, as far back as the log goes.
+                false if lack.holds_log() => lack.since.max(follower.held).max(known_from),
+                _ => lack.since,
+            };
             let lost = Lost { replica: name.clone(), owed: lack.owed, through, since };
             Some((Lacks { replica: name.clone(), extents: lack.extents.clone() }, lost))
         });
@@ -365,6 +378,10 @@ impl Node {
         let theirs = welcome.durable;
         let is_ours = self.epoch_of(theirs.lsn) == theirs.epoch;
         let follower = self.followers.get_mut(replica).expect("it was looked up before");
+        if is_held {
+            // Whatever comes of it, this much the log need not be kept for.
+            follower.held = follower.held.max(theirs.lsn);
+        }
         let is_new = theirs.lsn == Lsn::ZERO;
         let grows = !needs.lacks.is_empty();
         if grows && self.work.is_bulk_out() {
@@ -468,6 +485,14 @@ impl Node {
             follower.held = jump.to.lsn;
         }
         Ok(jump)
+    }
+
+    /// What may have kept a replica from being reclaimed is done: one that has everything will not say so again.
+    pub(crate) fn reclaim_all(&mut self) {
+        let durable = self.log.durable().lsn;
+        let has_all = self.followers.iter().filter(|(_, follower)| follower.acknowledged >= durable);
+        let names: Vec<String> = has_all.map(|(name, _)| name.clone()).collect();
+        names.iter().for_each(|name| self.copies_acknowledged(name));
     }
 
     /// A replica for which the log was given up has not even noticed: all that it has not acknowledged is still there.

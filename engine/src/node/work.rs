@@ -122,6 +122,10 @@ impl Work {
         self.syncing
     }
 
+    pub(crate) fn is_making(&self) -> bool {
+        self.making
+    }
+
     pub(crate) fn is_bulk_out(&self) -> bool {
         self.bulk
     }
@@ -402,6 +406,7 @@ impl Node {
                             self.unsynced_since.get_or_insert(now.mono);
                         }
                         self.settle();
+                        self.settle_divergence();
                     }
                     Err(failure) => {
                         self.fail(now, format!("the log failed, {failure}"));
@@ -434,6 +439,7 @@ impl Node {
                 self.work.bulk = false;
                 self.take_state();
                 self.free(now);
+                self.reclaim_all();
             }
             Done::Fold(Ok(())) => {
                 self.work.bulk = false;
@@ -450,6 +456,7 @@ impl Node {
             Done::Survey(Ok(surveyed)) => {
                 self.work.bulk = false;
                 self.finish_survey(&surveyed);
+                self.reclaim_all();
             }
             Done::Copy(copied) => {
                 self.work.copying = false;
@@ -511,8 +518,8 @@ impl Node {
         if self.work.frozen_at.is_none() && self.work.dirty {
             let active = self.active_bytes();
             if active == 0 {
-                // Nothing of what was logged changes a byte.
-                self.work.dirty = false;
+                // Nothing of what was logged changes a byte; what is not durable yet is looked at again.
+                self.work.dirty = self.log.tip() != self.log.durable();
                 self.work.dirty_since = None;
                 self.work.applied = self.log.durable().lsn.max(self.work.applied);
                 return None;

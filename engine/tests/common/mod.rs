@@ -22,6 +22,7 @@ use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::node::{Node, open};
 use engine::os::disk::Disk;
+use engine::peer::TakesBack;
 use engine::read::Wait;
 use engine::types::{Extent, GroupId, Lsn, Mono, NodeId, Now, Timestamp, VolumeId};
 use std::collections::BTreeMap;
@@ -213,7 +214,7 @@ pub fn flatten(pieces: &[engine::guest::Piece]) -> Vec<u8> {
 pub fn replicate(primary: &mut Driven, replica: &mut Driven) {
     let hello = primary.node.hello().expect("a primary has something to say");
     let now = replica.now();
-    let welcome = replica.node.accept(now, &hello).expect("the replica follows");
+    let welcome = replica.node.accept(now, &hello, TakesBack::No).expect("the replica follows");
     let needs = replica.node.needs();
     let now = primary.now();
     let jump =

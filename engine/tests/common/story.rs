@@ -12,6 +12,7 @@ use engine::log::ship::Stretch;
 use engine::node::config::{Config, NewVolume, Retention, Start};
 use engine::node::open;
 use engine::node::work::Lane;
+use engine::peer::TakesBack;
 use engine::state::Role;
 use engine::types::{Checksum, Epoch, Extent, GroupId, Lsn, VolumeId};
 use std::collections::BTreeMap;
@@ -360,7 +361,8 @@ impl Source {
 fn feed(source: &mut Driven, replica: &mut Driven, batches: usize) -> Result<Lsn, Halt> {
     let hello = source.node.hello().expect("a primary has something to say");
     let now = replica.now();
-    let welcome = replica.node.accept(now, &hello).map_err(|rebuff| format!("accept: {rebuff}"))?;
+    let welcome =
+        replica.node.accept(now, &hello, TakesBack::No).map_err(|rebuff| format!("accept: {rebuff}"))?;
     let mut next = welcome.durable.lsn.next();
     for _ in 0..batches {
         let batch = match source.node.records_from(next, 3 << 10) {

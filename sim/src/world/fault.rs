@@ -121,6 +121,7 @@ impl World {
                 }
                 self.pump(*node)?;
             }
+            Event::Reprotect { node } => self.reprotect(*node)?,
             Event::Wipe { node } => self.wipe(*node),
             Event::Pin { node, at_ppm, span } => self.pin(*node, *at_ppm, *span)?,
             Event::Scramble => self.scramble()?,
@@ -143,6 +144,7 @@ impl World {
             | Event::ClockJump { node, .. }
             | Event::ClockDrift { node, .. }
             | Event::Promote { node, .. }
+            | Event::Reprotect { node }
             | Event::Wipe { node }
             | Event::Pin { node, .. } => *node,
             Event::Cut { from, .. } => *from,
@@ -185,6 +187,7 @@ impl World {
         m.disk = Disk::new(m.rng.child(&format!("new disk {}", m.life)));
         m.disk.set_latency(self.options.nodes[machine].latency);
         m.wiped = true;
+        m.odd_base = false;
         m.rules = false;
         m.damaged = false;
         m.promised = Position::default();

@@ -21,9 +21,10 @@ const SUPERVISOR: Span = Span::from_ms(200);
 
 impl World {
     /// What the operator has written into the node's configuration by now: a promoted node keeps no log for the
-    /// primaries before it.
+    /// primaries before it, unless they are to come back.
     fn config_for(&self, machine: usize) -> Config {
         let own = self.machines[machine].reign.map(|key| key.0);
+        let own = own.filter(|_| !self.machines[machine].takes_back);
         let others = self.machines.iter().enumerate().filter(|(other, m)| {
             *other != machine
                 && match (m.reign, own) {

@@ -7,6 +7,7 @@ use super::{Ev, Result, World};
 use crate::clock::{Span, Time};
 use crate::net::{Close, ConnId, End, Event, Host, What};
 use engine::log::ship::{ReadError, Stretch};
+use engine::peer::TakesBack;
 use engine::peer::{Batch, Hello, Jump, Rebuff};
 use engine::state::Role;
 use engine::types::{Epoch, Lsn};
@@ -14,7 +15,6 @@ use std::collections::VecDeque;
 use transport::link::frame::Frame;
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender};
-use transport::link::session::TakesBack;
 
 /// The longest that a dialler waits for a connection.
 const CONNECT: Span = Span::from_ms(1_000);
@@ -56,7 +56,7 @@ pub(super) struct Incoming {
     peer: usize,
     receiver: Receiver,
     inbox: VecDeque<Frame>,
-    hello: Option<Hello>,
+    hello: Option<(Hello, TakesBack)>,
     /// Told to leave records out.
     jump: Option<Jump>,
     /// Welcomed, by a primary of that epoch.
@@ -122,7 +122,7 @@ impl World {
                     What::Opened { .. } => {
                         let hello = dial.hello.take().expect("it was made when this was dialled");
                         dial.durable = hello.durable.lsn;
-                        dial.sender = Some(Sender::new(session, now, hello, TakesBack::No));
+                        dial.sender = Some(Sender::new(session, now, hello, live.node.takes_back()));
                     }
                     What::Activity => {
                         if let Some(sender) = &mut dial.sender {
@@ -436,7 +436,9 @@ impl World {
             }
             if let Some(event) = receiver.poll_event() {
                 match event {
-                    receiver::Event::Hello(hello, _) => incoming.hello = Some(hello),
+                    receiver::Event::Hello(hello, takes_back) => {
+                        incoming.hello = Some((hello, takes_back.unwrap_or_default()));
+                    }
                     receiver::Event::Jump(jump) => incoming.jump = Some(jump),
                     receiver::Event::Append(batch) => self.append(machine, conn, batch)?,
                     receiver::Event::Heard(heartbeat) => {
@@ -479,12 +481,13 @@ impl World {
             return Ok(false);
         }
         let Some(incoming) = live.incoming.get_mut(&conn) else { return Ok(false) };
-        let hello = incoming.hello.take().expect("the caller has looked");
+        let (hello, takes_back) = incoming.hello.take().expect("the caller has looked");
         let peer = incoming.peer;
         let before = live.node.state().epoch_seen();
         let was = (live.node.role(), live.node.durable());
-        let verdict = live.node.accept(now, &hello);
+        let verdict = live.node.accept(now, &hello, takes_back);
         let needs = live.node.needs();
+        let diverged = needs.lacks.len() as u64;
         let after = live.node.state().epoch_seen();
         if self.check_power(machine)? {
             return Ok(false);
@@ -498,6 +501,7 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
         let branched = live.node.durable().lsn < was.1.lsn;
         let fenced = was.0 == Role::Primary && live.node.role() == Role::Fenced;
+        let taken_back = was.0 != Role::Replica && live.node.role() == Role::Replica;
         let incoming = live.incoming.get_mut(&conn).expect("it was just there");
         incoming.receiver.handle_verdict(now, verdict.clone().map(|welcome| (needs, welcome)));
         match &verdict {
@@ -515,6 +519,18 @@ impl World {
                     self.count("session taken over", 1);
                 }
                 self.machines[machine].promised = welcome.durable;
+                if taken_back {
+                    self.machines[machine].reign = None;
+                    self.machines[machine].takes_back = false;
+                    self.machines[machine].odd_base |= diverged > 0;
+                    self.count("old primaries taken back", 1);
+                    self.count("taken back with what diverged", u64::from(diverged > 0));
+                    self.say(
+                        machine,
+                        "taken back",
+                        &[("after", welcome.durable.lsn.0.into()), ("diverged", diverged.into())],
+                    );
+                }
                 self.count("welcomed", 1);
                 self.trace(machine, "welcome", &[("from", peer as u64), ("lsn", welcome.durable.lsn.0)]);
                 if branched {
@@ -666,6 +682,7 @@ fn short(rebuff: &Rebuff) -> &'static str {
         Rebuff::NotAllowed => "not allowed",
         Rebuff::Failed => "failed",
         Rebuff::NoSpace => "no space",
+        Rebuff::NotYet => "not yet",
     }
 }
 
@@ -679,5 +696,6 @@ fn rebuff_name(rebuff: &Rebuff) -> &'static str {
         Rebuff::NotAllowed => "rebuffed: not allowed",
         Rebuff::Failed => "rebuffed: failed",
         Rebuff::NoSpace => "rebuffed: no space",
+        Rebuff::NotYet => "rebuffed: not yet",
     }
 }

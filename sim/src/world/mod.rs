@@ -127,6 +127,8 @@ impl World {
                     role: None,
                     rules: false,
                     damaged: false,
+                    odd_base: false,
+                    takes_back: false,
                     wiped: false,
                 }
             })

@@ -9,6 +9,7 @@ use crate::options::Point;
 use crate::reference::Image;
 use crate::rng::PPM;
 use engine::node::promote::PromoteError;
+use engine::state::Role;
 use engine::types::{Lsn, Timestamp};
 
 /// A hash of an image.
@@ -61,6 +62,7 @@ impl World {
             Ok(promotion) if promotion.repeated => self.count("promotion repeated", 1),
             Ok(promotion) => {
                 self.count("promoted", 1);
+                self.machines[machine].takes_back = false;
                 if promotion.reign.epoch <= seen {
                     let detail = format!("epoch {} was taken, {seen} had been seen", promotion.reign.epoch);
                     return Err(self.broken("invariant_one_writer", machine, detail));
@@ -104,6 +106,35 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The operator stands by a promotion, and wants the old primary as a replica.
+    pub(super) fn reprotect(&mut self, machine: usize) -> Result {
+        let now = self.machines[machine].clock.now(self.now());
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        if live.node.role() != Role::Primary || live.node.failed().is_some() {
+            return Ok(());
+        }
+        let done = live.node.commit(now).and_then(|_| live.node.take_back(now));
+        if self.check_power(machine)? {
+            self.count("reprotect cut off", 1);
+            return Ok(());
+        }
+        match done {
+            Ok(()) => {
+                self.machines[machine].takes_back = true;
+                self.count("reprotected", 1);
+                self.say(machine, "takes old primaries back", &[]);
+            }
+            Err(error) if self.machines[machine].is_excused() => {
+                self.say(machine, "not reprotected", &[("why", error.to_string().into())]);
+            }
+            Err(error) => {
+                let detail = format!("a commit on a sound disk failed: {error}");
+                return Err(self.broken("invariant_sound_disks_do_not_fail", machine, detail));
+            }
+        }
+        self.pump(machine)
     }
 
     /// The node writes a reign of its own now: its timeline and its guests begin.

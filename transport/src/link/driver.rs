@@ -6,9 +6,9 @@
 
 use super::frame::Heartbeat;
 use super::sender::Want;
-use super::session::{Reason, TakesBack, Violation};
+use super::session::{Reason, Violation};
 use super::tls::{self, NodeName};
-use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, Welcome};
+use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::{GroupId, Lsn, Mono, Now, Position, Timestamp};
 use quinn::VarInt;
 use std::net::SocketAddr;

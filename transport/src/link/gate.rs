@@ -9,9 +9,8 @@
 //! - However long a sink blocks and however often a primary dials, one group holds up one thread at most.
 
 use super::driver::{End, LinkState, Sink, Turn};
-use super::session::TakesBack;
 use super::tls::NodeName;
-use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
+use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::GroupId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -20,8 +20,8 @@
 
 use super::decoder::Accept;
 use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer};
-use super::session::{Config, FEATURES, MAX_ASKS, MINOR, Reason, SPANS, TakesBack, Timer, Timers, Violation};
-use engine::peer::{Ask, Batch, Hello, Jump, Lack, MAX_LACKS, Needs, Rebuff, Welcome};
+use super::session::{Config, FEATURES, MAX_ASKS, MINOR, Reason, SPANS, Timer, Timers, Violation, offered};
+use engine::peer::{Ask, Batch, Hello, Jump, Lack, MAX_LACKS, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::{Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
@@ -133,7 +133,7 @@ impl Receiver {
                 self.state = State::Deciding;
                 self.timers.stop(Timer::Opening);
                 self.features = features;
-                self.events.push_back(Event::Hello(hello, TakesBack::offered(features)));
+                self.events.push_back(Event::Hello(hello, offered(features)));
             }
             (State::Streaming, Frame::Batch(batch)) => self.batch(batch),
             (State::Streaming, Frame::Jump(jump)) => self.jump(jump),

@@ -17,8 +17,8 @@
 //! [`Sender::handle_attached`]. It does not read the log: [`Sender::poll_want`] says what is wanted next.
 
 use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer, check_batch};
-use super::session::{Config, MAX_ASKS, MINOR, Reason, SPANS, TakesBack, Timer, Timers, Violation};
-use engine::peer::{Ask, Batch, Hello, Jump, MAX_LACKS, Needs, Rebuff, Welcome};
+use super::session::{Config, MAX_ASKS, MINOR, Reason, SPANS, Timer, Timers, Violation, offer};
+use engine::peer::{Ask, Batch, Hello, Jump, MAX_LACKS, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::{Epoch, Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
@@ -110,7 +110,7 @@ impl Sender {
         timers.set(Timer::Opening, now.mono.plus_ms(config.opening_ms));
         let durable = hello.durable.lsn;
         let epoch = hello.history.last().map_or(Epoch(0), |reign| reign.epoch);
-        let features = takes_back.offer();
+        let features = offer(takes_back);
         let offer = Offer { minor: MINOR, features, hello };
         Sender {
             config,

@@ -15,10 +15,10 @@ use super::driver::{Clock, Closing, Code, End, Job, Sink, Standing, changed, fin
 use super::gate::{Gates, Opened, Peer, Received, Refused, Session};
 use super::quic;
 use super::receiver::{Event, Receiver};
-use super::session::{Config as SessionConfig, Reason, TakesBack};
+use super::session::{Config as SessionConfig, Reason};
 use super::tls::{NodeName, Side};
 use super::wire::{Reader, Writer};
-use engine::peer::{Hello, Rebuff};
+use engine::peer::{Hello, Rebuff, TakesBack};
 use engine::types::Now;
 use quinn::VarInt;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! on. Nothing is repaired in place; the primary dials again and both start from what is durable.
 
 use super::frame::{self, Kind};
-use engine::peer::{Jump, MAX_LACKS};
+use engine::peer::{Jump, MAX_LACKS, TakesBack};
 use engine::types::{Epoch, Lsn, Mono, Position};
 
 /// The minor version of `landfall/1` that this code speaks.
@@ -24,32 +24,20 @@ pub const FEATURES: u64 = SPANS | TAKES_BACK;
 /// dropped: an ask is a wish, and whoever has it sees what comes of it.
 pub const MAX_ASKS: usize = 64;
 
-/// Whether a primary takes an old primary as its replica. See [`TAKES_BACK`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum TakesBack {
-    /// It does not: the old primary stays fenced.
-    #[default]
-    No,
-    /// It does.
-    Yes,
+/// The features that a primary offers.
+pub(super) fn offer(takes_back: TakesBack) -> u64 {
+    match takes_back {
+        TakesBack::No => SPANS,
+        TakesBack::Yes => SPANS | TAKES_BACK,
+    }
 }
 
-impl TakesBack {
-    /// The features that a primary offers.
-    pub(super) fn offer(self) -> u64 {
-        match self {
-            TakesBack::No => SPANS,
-            TakesBack::Yes => SPANS | TAKES_BACK,
-        }
-    }
-
-    /// What the features offered by a primary say of it; `None` if it knows no sync spans.
-    pub(super) fn offered(features: u64) -> Option<TakesBack> {
-        match (features & SPANS != 0, features & TAKES_BACK != 0) {
-            (false, _) => None,
-            (true, false) => Some(TakesBack::No),
-            (true, true) => Some(TakesBack::Yes),
-        }
+/// What the features offered by a primary say of old primaries; `None` if it knows no sync spans.
+pub(super) fn offered(features: u64) -> Option<TakesBack> {
+    match (features & SPANS != 0, features & TAKES_BACK != 0) {
+        (false, _) => None,
+        (true, false) => Some(TakesBack::No),
+        (true, true) => Some(TakesBack::Yes),
     }
 }
 

@@ -7,7 +7,7 @@ use super::certs::{Ca, name};
 use super::samples;
 use bytes::Bytes;
 use engine::log::chain::Tip;
-use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, Welcome};
+use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::{Checksum, Epoch, GroupId, Incarnation, Lsn, Position, Timestamp};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use transport::link::frame::Heartbeat;
 use transport::link::quic;
 use transport::link::sender::Want;
 use transport::link::serve::{self, Counts, Grants, Listener, Trust};
-use transport::link::session::{self, TakesBack};
+use transport::link::session::{self};
 use transport::link::tls::{Credentials, NodeName};
 
 /// How long a test waits for something that must come, before it fails. Nothing is measured by it.

@@ -78,6 +78,7 @@ pub fn frames() -> Vec<(&'static str, Frame)> {
         ("rebuff-not-allowed", Frame::Rebuff(Rebuff::NotAllowed)),
         ("rebuff-failed", Frame::Rebuff(Rebuff::Failed)),
         ("rebuff-no-space", Frame::Rebuff(Rebuff::NoSpace)),
+        ("rebuff-not-yet", Frame::Rebuff(Rebuff::NotYet)),
         ("batch", Frame::Batch(batch(78, 3, 7))),
         ("ack", Frame::Ack(position(2, 80))),
         ("heartbeat", Frame::Heartbeat(heartbeat(99))),

@@ -4,7 +4,7 @@ use super::super::{Result, World};
 use crate::ledger::key;
 use crate::run::Violation;
 use engine::node::config::{AckPolicy, OnFull};
-use engine::state::Role;
+use engine::state::{Keeps, Role};
 use engine::types::Lsn;
 
 impl World {
@@ -41,7 +41,10 @@ impl World {
         // What cannot be read there cannot be copied.
         let unreadable = node.is_coarse() && self.machines[primary].is_excused();
         let name = &self.machines[machine].name;
+        // A configuration that does not name it: its operator has not decided on it.
+        let stranger = !of.config().replicas.contains(name);
         self.machines[machine].damaged
+            || stranger
             || no_room
             || unreadable
             || of.needs_copy(name)
@@ -71,7 +74,9 @@ impl World {
         if tip != primary.log().durable() {
             return Some((*winner, format!("LSN {} is not durable", tip.lsn)));
         }
-        if primary.is_hydrating() {
+        // Disks that hold the base images of points stay as they are until the operator commits.
+        let waits = primary.state().keeps() == Keeps::Disks && primary.state().uncommitted.is_some();
+        if primary.is_hydrating() && !waits {
             return Some((*winner, "its disks are not whole".to_owned()));
         }
         // With nobody to follow, nothing is ever safe in another region.
@@ -97,6 +102,12 @@ impl World {
                     return Some((machine, "it still serves, though a newer primary does".to_owned()));
                 }
                 Role::Primary => {}
+                Role::Fenced if self.machines[*winner].takes_back && !m.damaged => {
+                    if !self.is_beyond_help(machine, *winner) {
+                        return Some((machine, "it was not taken back".to_owned()));
+                    }
+                    all_follow = false;
+                }
                 Role::Fenced => {}
             }
         }

@@ -97,12 +97,15 @@ impl World {
                 false => Err(self.broken("invariant_log_is_whole", replica, "unreadable records".to_owned())),
             };
         };
-        let first = ours.first().map(|r| r.header.lsn).max(theirs.first().map(|r| r.header.lsn));
-        let behind_gaps = |gaps: &[Gap]| gaps.iter().map(|gap| gap.to.lsn.next()).max();
-        let first = first
+        // One that was taken back where its log ended has none of the line's records yet.
+        let (Some(our_first), Some(their_first)) = (ours.first(), theirs.first()) else { return Ok(()) };
+        let behind_gaps = |gaps: &[Gap]| gaps.iter().map(|gap| gap.to.lsn.next()).max().unwrap_or_default();
+        let first = our_first
+            .header
+            .lsn
+            .max(their_first.header.lsn)
             .max(behind_gaps(&of.node.state().gaps))
-            .max(behind_gaps(&live.node.state().gaps).filter(|_| first.is_some()));
-        let Some(first) = first else { return Ok(()) };
+            .max(behind_gaps(&live.node.state().gaps));
         let from = |records: &[autopsy::Record]| records.partition_point(|r| r.header.lsn < first);
         if ours[from(&ours)..] != theirs[from(&theirs)..] {
             return Err(self.broken(

@@ -39,7 +39,7 @@ impl World {
         let Some(timeline) = node.history().last().and_then(|reign| self.timelines.get(&key(reign))) else {
             return Ok(());
         };
-        if m.is_excused() || !live.bulk.is_idle() {
+        if m.is_excused() || m.odd_base || !live.bulk.is_idle() {
             return Ok(());
         }
         let horizon = node.state().horizon;
