@@ -3,7 +3,7 @@
 
 use engine::guest::{Op, Request};
 use engine::node::Node;
-use engine::node::config::{AckPolicy, Config, NewVolume, OnFull, Retention, Start};
+use engine::node::config::{AckPolicy, Config, NewVolume, OnFull, Retention, Start, Verification};
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::planted::{Mistake, plant};
@@ -96,6 +96,7 @@ impl Driven {
             on_full: OnFull::Stall,
             retention: Retention::default(),
             limits: small_limits(64 << 10, 8),
+            verify: Verification::default(),
         };
         let id = process.id();
         let (node, _) = Node::open(now, Arc::new(process), config).expect("it opens");

@@ -404,6 +404,8 @@ fn load(
     work.lacks_changed = !state.lost.is_empty();
     let mut node = Node {
         work,
+        verify: super::verify::Verify::default(),
+        checks: super::check::Checks::default(),
         config,
         storage,
         file,

@@ -44,6 +44,8 @@ pub(super) struct Live {
     pub(super) node: Node,
     pub(super) sync: Slot,
     pub(super) bulk: Slot,
+    /// What verification reads.
+    pub(super) verify: Slot,
     pub(super) dials: BTreeMap<usize, Dial>,
     pub(super) incoming: BTreeMap<ConnId, Incoming>,
     pub(super) wake: Option<Time>,
@@ -83,6 +85,10 @@ pub(super) struct Machine {
     pub(super) rules: bool,
     /// Its disk has broken its own promises.
     pub(super) damaged: bool,
+    /// Times that a base image of it has rotted.
+    pub(super) base_rots: u32,
+    /// Its log has rotted, or was lied about.
+    pub(super) log_damaged: bool,
     /// It lost its disk.
     pub(super) wiped: bool,
 }

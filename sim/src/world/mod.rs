@@ -127,6 +127,8 @@ impl World {
                     role: None,
                     rules: false,
                     damaged: false,
+                    base_rots: 0,
+                    log_damaged: false,
                     wiped: false,
                 }
             })
