@@ -456,9 +456,14 @@ fn with_rounds(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Sp
         let on_mismatch = *rng.pick(&policies);
         events.push(Planned { at: Time(rng.below(faulty.0)), event: Event::Verify { on_mismatch } });
     }
-    if rng.chance(PPM / 3) {
+    if rng.chance(PPM / 2) {
         let node = rng.below(nodes as u64) as usize;
-        events.push(Planned { at: Time(rng.below(faulty.0)), event: Event::RotBase { node } });
+        for _ in 0..1 + rng.below(3) {
+            let at = Time(rng.below(faulty.0));
+            events.push(Planned { at, event: Event::RotBase { node } });
+            let event = Event::Verify { on_mismatch: OnMismatch::Repair };
+            events.push(Planned { at: at + Span(rng.below(20_000_000)), event });
+        }
     }
     let at = Time(faulty.0) + Span::from_ms(300);
     events.push(Planned { at, event: Event::Verify { on_mismatch: OnMismatch::Repair } });

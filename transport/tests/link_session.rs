@@ -13,7 +13,9 @@ use transport::link::decoder::Accept;
 use transport::link::frame::{Acceptance, Frame, Heartbeat, Kind, MAX_BATCH_BYTES, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, FEATURES, MINOR, Reason, SPANS, TAKES_BACK, TakesBack, Violation};
+use transport::link::session::{
+    Config, FEATURES, MINOR, Reason, SCRUBS, SPANS, TAKES_BACK, TakesBack, Violation,
+};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(1_000_000_000_000 + ms * 1_000_000) }
@@ -242,8 +244,8 @@ fn features_are_the_intersection() {
     let Some(Frame::Welcome(acceptance)) = receiver.poll_transmit() else { panic!("a welcome") };
     assert_eq!(acceptance.features, FEATURES);
 
-    for (takes_back, offered) in [(TakesBack::No, SPANS), (TakesBack::Yes, SPANS | TAKES_BACK)] {
-        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 2] {
+    for (takes_back, offered) in [(TakesBack::No, SPANS | SCRUBS), (TakesBack::Yes, FEATURES)] {
+        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 3] {
             let mut sender = Sender::new(Config::default(), at(0), hello(99), takes_back);
             sender.handle_frame(at(1), accept(accepted));
             assert_eq!(sender.poll_event(), lost(Violation::Features { offered, accepted }));
