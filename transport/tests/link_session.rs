@@ -220,7 +220,7 @@ fn opening() {
     let mut receiver = Receiver::new(Config::default(), at(0));
     assert_eq!(receiver.accepts(), Accept::Control);
     let Some(frame) = sender.poll_transmit() else { panic!("the hello is ready at once") };
-    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: SPANS, hello: hello(99) }));
+    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: SPANS | SCRUBS, hello: hello(99) }));
     receiver.handle_frame(at(1), frame);
     assert!(!receiver.wants_input(), "nothing is read while the engine decides");
     assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99), Some(TakesBack::No))));
