@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Failover(Failover),
     /// Allow a copy of everything for a replica whose lacks are not known
     Resync(Resync),
+    /// Compare the replicas of a group with its primary, bit for bit, while it is in use
+    Verify(Verify),
     /// Rehearse regional outages on virtual time, with your own policy and workload
     #[command(subcommand)]
     Sim(crate::sim::args::Sim),
@@ -204,6 +206,18 @@ pub(crate) struct Resync {
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The group
+    pub(crate) group: String,
+    /// Report what differs, and send nothing again
+    #[arg(long)]
+    pub(crate) no_repair: bool,
+    /// Wait for the end, and exit with 4 if anything differed, with 1 if not all could be compared
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

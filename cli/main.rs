@@ -70,6 +70,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
         Command::Failover(arguments) => commands::failover::run(global, arguments),
         Command::Resync(arguments) => commands::resync::run(global, arguments),
+        Command::Verify(arguments) => commands::verify::run(global, arguments),
         Command::Sim(command) => sim::run(command, global.form()),
         Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
         Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),

@@ -6,6 +6,8 @@
 //! | [`points`] | `points list` |
 //! | [`mount`] | `mount-point`, `unmount` |
 //! | [`failover`] | `failover` |
+//! | [`resync`] | `resync` |
+//! | [`verify`] | `verify` |
 //! | [`log`] | `log inspect`, `log verify` |
 //! | [`export`] | `log export-trace` |
 
@@ -16,6 +18,7 @@ pub(crate) mod mount;
 pub(crate) mod points;
 pub(crate) mod resync;
 pub(crate) mod status;
+pub(crate) mod verify;
 
 use crate::args::Global;
 use crate::config::Config;

@@ -2,7 +2,7 @@
 
 use crate::args::Global;
 use crate::control::api::{
-    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Role, State, Status, Stretch,
+    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Repair, Role, State, Status, Stretch, Verdict,
 };
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
@@ -146,6 +146,7 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
             let _ = writeln!(out, "  ! {}: {}", clean(&replica.name), clean(alarm));
         }
     }
+    verification_text(out, group);
     if !group.volumes.is_empty() {
         let mut volumes = Table::new(&["VOLUME", "SIZE", "EXPORT", "CONNECTIONS"]).right(&[1, 3]).indent(2);
         for volume in &group.volumes {
@@ -157,6 +158,55 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
             ]);
         }
         out.push_str(&volumes.render());
+    }
+}
+
+fn verification_text(out: &mut String, group: &Group) {
+    if let Some(round) = &group.round {
+        let sum = |of: fn(&Verdict) -> u64| round.replicas.iter().map(of).sum::<u64>();
+        let different = sum(|verdict| verdict.mismatched);
+        let (done, total) = (Bytes(round.done_bytes), Bytes(round.total_bytes));
+        let state = match round.ended {
+            Some(ended) => format!("ended {}", time::format(ended.0)),
+            None if round.waits => format!("{done} of {total}, waits for a replica"),
+            None => format!("{done} of {total}"),
+        };
+        let same = count(sum(|verdict| verdict.same));
+        let _ =
+            writeln!(out, "  verification {state}: {same} parts the same, {} different", count(different));
+    }
+    let Some(checks) =
+        group.checks.as_ref().filter(|checks| checks.same + checks.mismatched + checks.skipped > 0)
+    else {
+        return;
+    };
+    let _ = writeln!(
+        out,
+        "  verification {} parts the same as the primary's, {} different, of which {} are well again",
+        count(checks.same),
+        count(checks.mismatched),
+        count(checks.repaired)
+    );
+    for open in &checks.open {
+        let found = match (&open.found, &open.error) {
+            (Some(found), _) => format!("digest {found}"),
+            (None, error) => error.as_ref().map_or_else(String::new, |error| clean(error)),
+        };
+        let repair = match open.repair {
+            Repair::NotWanted => "reported alone",
+            Repair::Asked => "asked for again",
+            Repair::GivenUp => "GIVEN UP: it was sent again, and does not stay",
+        };
+        let _ = writeln!(
+            out,
+            "  ! {}: {} at byte {}, LSN {}, {}: {found}, on the primary digest {}; {repair}",
+            clean(&open.volume),
+            Bytes(open.len_bytes),
+            open.offset_bytes,
+            open.lsn,
+            time::format(open.time.0),
+            open.expected
+        );
     }
 }
 
@@ -206,8 +256,8 @@ pub(crate) fn ago(moment: Moment, now: Timestamp) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::control::api::Endpoint;
     use crate::control::api::{At, Log, Mount, MountId, Node, Positions, Replica, Upstream, Volume, Window};
+    use crate::control::api::{Checks, Endpoint, Mismatch, OnMismatch, Round};
     use engine::types::Epoch;
 
     const NOW: Timestamp = Timestamp(1_751_373_296_789_000_000);
@@ -259,6 +309,8 @@ pub(crate) mod tests {
             volumes: vec![volume.clone()],
             log: Log { used_bytes: 3 << 30, limit_bytes: 16 << 30 },
             window: Some(window),
+            round: None,
+            checks: None,
             alarms: Vec::new(),
         };
         let other = Group {
@@ -334,6 +386,48 @@ MOUNT  GROUP  LSN  TIME                      SERVED AT
     1  db       7  2025-07-01T11:34:56.789Z  127.0.0.1:1234
 ";
         assert_eq!(text(&sample(), NOW), expected);
+    }
+
+    #[test]
+    fn what_verification_has_found_reads_well() {
+        let mut group = sample().groups.remove(0);
+        let verdict =
+            Verdict { replica: "west".to_owned(), same: 10_239, mismatched: 1, skipped: 0, unchecked: 0 };
+        group.round = Some(Round {
+            number: 7,
+            on_mismatch: OnMismatch::Repair,
+            begun: before(9),
+            ended: None,
+            done_bytes: 1 << 30,
+            total_bytes: 10 << 30,
+            records: 10_240,
+            busy_bytes: 0,
+            unreadable_bytes: 0,
+            waits: true,
+            replicas: vec![verdict],
+        });
+        let open = |found: Option<&str>, error: Option<&str>, repair| Mismatch {
+            volume: "data".to_owned(),
+            offset_bytes: 3 << 20,
+            len_bytes: 1 << 20,
+            lsn: Lsn(88),
+            time: before(1),
+            expected: "99aa".to_owned(),
+            found: found.map(str::to_owned),
+            error: error.map(str::to_owned),
+            repair,
+        };
+        let open =
+            vec![open(Some("77bb"), None, Repair::Asked), open(None, Some("I/O error"), Repair::GivenUp)];
+        group.checks = Some(Checks { same: 5, mismatched: 3, skipped: 0, repaired: 1, open });
+        let mut out = String::new();
+        verification_text(&mut out, &group);
+        let expected = "  verification 1 GiB of 10 GiB, waits for a replica: 10,239 parts the same, 1 different
+  verification 5 parts the same as the primary's, 3 different, of which 1 are well again
+  ! data: 1 MiB at byte 3145728, LSN 88, 2025-07-01T12:34:55.789Z: digest 77bb, on the primary digest 99aa; asked for again
+  ! data: 1 MiB at byte 3145728, LSN 88, 2025-07-01T12:34:55.789Z: I/O error, on the primary digest 99aa; GIVEN UP: it was sent again, and does not stay
+";
+        assert_eq!(out, expected);
     }
 
     #[test]

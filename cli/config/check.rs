@@ -5,7 +5,7 @@ use super::file::{self, File, Size};
 use super::{
     Ack, Certificates, Config, Group, Link, MAX_GROUPS, MAX_NAME_BYTES, MAX_PEERS, MAX_REPLICAS,
     MAX_SOCKET_PATH_BYTES, MAX_VOLUME_BYTES, MAX_VOLUMES, Nbd, Node, OnFull, Peer, Replica, Retention, Role,
-    Tls, Volume,
+    Tls, Verify, Volume,
 };
 use crate::units::{Bytes, GIB, KIB, MIB, TIB, duration_ms, exact_bytes};
 use std::collections::BTreeMap;
@@ -216,6 +216,18 @@ fn group(
                 Duration::from_secs(10 * 365 * 86_400),
             )?,
             bytes: size(group.retention.bytes.as_ref(), 8 * GIB, 4 * segment.0, u64::MAX, 1)?,
+        },
+        verify: Verify {
+            every: match &group.verify.every {
+                None => None,
+                given => Some(duration(
+                    given.as_ref(),
+                    "7d",
+                    Duration::from_secs(60),
+                    Duration::from_secs(10 * 365 * 86_400),
+                )?),
+            },
+            rate: size(group.verify.rate.as_ref(), 64 * MIB, MIB, 64 * GIB, 1)?,
         },
     })
 }

@@ -98,6 +98,8 @@ pub(crate) struct Group {
     #[serde(default)]
     pub(crate) retention: Retention,
     #[serde(default)]
+    pub(crate) verify: Verify,
+    #[serde(default)]
     pub(crate) volume: Vec<Volume>,
 }
 
@@ -131,6 +133,14 @@ pub(crate) enum OnFull {
 pub(crate) struct Retention {
     pub(crate) time: Option<Spanned<Duration>>,
     pub(crate) bytes: Option<Spanned<Size>>,
+}
+
+/// `verify = { ... }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Verify {
+    pub(crate) every: Option<Spanned<Duration>>,
+    pub(crate) rate: Option<Spanned<Size>>,
 }
 
 /// `[[group.volume]]`

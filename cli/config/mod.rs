@@ -162,6 +162,8 @@ pub(crate) struct Group {
     pub(crate) ship_delay: Duration,
     /// How long recovery points are kept here while this node is a replica.
     pub(crate) retention: Retention,
+    /// How its replicas are compared with it while this node is its primary.
+    pub(crate) verify: Verify,
 }
 
 /// A peer that a group is replicated to.
@@ -207,6 +209,15 @@ pub(crate) struct Retention {
     pub(crate) time: Duration,
     /// By what the log takes.
     pub(crate) bytes: Bytes,
+}
+
+/// Online verification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Verify {
+    /// From the end of a round to the next; only when asked for if absent.
+    pub(crate) every: Option<Duration>,
+    /// The most that is read in a second.
+    pub(crate) rate: Bytes,
 }
 
 /// A volume.

@@ -82,7 +82,8 @@ fn wrong_files_say_where_and_what_was_meant() {
             "segment = \"64MiB\"",
             "segmnt = \"64MiB\"",
             "25:1: unknown field `segmnt`, expected one of `name`, `role`, `replicas`, `accept`, `ack`, \
-             `on_full`, `log_limit`, `segment`, `overlay_limit`, `ship_delay`, `retention`, `volume`\n  \
+             `on_full`, `log_limit`, `segment`, `overlay_limit`, `ship_delay`, `retention`, \
+             `verify`, `volume`\n  \
              next: did you mean `segment`?",
         ),
         (
@@ -239,6 +240,17 @@ fn template() -> Template {
 }
 
 #[test]
+fn verification_is_by_request_unless_a_time_is_given() {
+    let verify =
+        |text: &str| parse(&GOOD.replace("segment = \"64MiB\"", text)).map(|config| config.groups[0].verify);
+    assert_eq!(verify("").unwrap(), Verify { every: None, rate: Bytes(64 << 20) });
+    let given = verify("verify = { every = \"7d\", rate = \"1GiB\" }").unwrap();
+    assert_eq!(given, Verify { every: Some(Duration::from_secs(7 * 86_400)), rate: Bytes(GIB) });
+    let refused = verify("verify = { every = \"5s\" }").unwrap_err().to_string();
+    assert!(refused.contains("5s is out of range: between 1m and"), "{refused}");
+}
+
+#[test]
 fn the_template_is_read_back() {
     let config = parse(&template().render()).unwrap();
     assert_eq!(config.groups[0].volumes[0].size, Some(Bytes(10 * GIB)));
@@ -286,6 +298,7 @@ fn the_template_shows_the_defaults() {
         "on_full",
         "overlay_limit",
         "retention",
+        "verify",
         "name",
         "size",
         "role",

@@ -85,6 +85,8 @@ pub(crate) enum Request {
     Failover(Failover),
     /// [`super::Operator::resync`].
     Resync(Resync),
+    /// [`super::Operator::verify`].
+    Verify(Verify),
 }
 
 /// Parameters that name a group.
@@ -183,6 +185,119 @@ pub(crate) struct Resync {
     pub(crate) replica: String,
 }
 
+/// Asks for a round of verification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Verify {
+    /// The group.
+    pub(crate) group: String,
+    /// What becomes of a mismatch.
+    pub(crate) on_mismatch: OnMismatch,
+}
+
+/// What becomes of a mismatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnMismatch {
+    /// It is reported, and the primary's bytes are sent again.
+    Repair,
+    /// It is reported.
+    Report,
+}
+
+/// A round of verification, on the primary. Answer to `verify`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Round {
+    /// Its number: the LSN behind which it began.
+    pub(crate) number: u64,
+    /// What becomes of a mismatch.
+    pub(crate) on_mismatch: OnMismatch,
+    /// When it began.
+    pub(crate) begun: Moment,
+    /// When it ended; absent while it is under way.
+    pub(crate) ended: Option<Moment>,
+    /// Bytes of the volumes that it has passed.
+    pub(crate) done_bytes: u64,
+    /// Bytes of all volumes.
+    pub(crate) total_bytes: u64,
+    /// Parts that were told of.
+    pub(crate) records: u64,
+    /// Bytes that were left out because guests write there all the time.
+    pub(crate) busy_bytes: u64,
+    /// Bytes that could not be read here.
+    pub(crate) unreadable_bytes: u64,
+    /// It waits for a replica.
+    pub(crate) waits: bool,
+    /// What the replicas say.
+    pub(crate) replicas: Vec<Verdict>,
+}
+
+/// What one replica says of a round, in parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    /// Its name.
+    pub(crate) replica: String,
+    /// The same there.
+    pub(crate) same: u64,
+    /// Not the same, or unreadable.
+    pub(crate) mismatched: u64,
+    /// Not looked at: the replica was in a sync span.
+    pub(crate) skipped: u64,
+    /// Nothing was said of them: the replica was away or started anew.
+    pub(crate) unchecked: u64,
+}
+
+/// What verification has found on a replica since its daemon started, in parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Checks {
+    /// The same as on the primary.
+    pub(crate) same: u64,
+    /// Not the same, or unreadable.
+    pub(crate) mismatched: u64,
+    /// Not looked at.
+    pub(crate) skipped: u64,
+    /// Mismatches that were found well later.
+    pub(crate) repaired: u64,
+    /// Mismatches that were not, at most 256.
+    pub(crate) open: Vec<Mismatch>,
+}
+
+/// A part of a volume that is not what it is on the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mismatch {
+    /// The volume.
+    pub(crate) volume: String,
+    /// Where it begins.
+    pub(crate) offset_bytes: u64,
+    /// How long it is.
+    pub(crate) len_bytes: u64,
+    /// At which position.
+    #[serde(with = "lsn")]
+    pub(crate) lsn: Lsn,
+    /// When it was found.
+    pub(crate) time: Moment,
+    /// What the primary holds: XXH3 with 128 bits, in hexadecimal digits.
+    pub(crate) expected: String,
+    /// What is here; absent if it cannot be read.
+    pub(crate) found: Option<String>,
+    /// Why it cannot be read.
+    pub(crate) error: Option<String>,
+    /// What is done about it.
+    pub(crate) repair: Repair,
+}
+
+/// What is done about a mismatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Repair {
+    /// Nothing: the round was to report alone.
+    NotWanted,
+    /// The primary was asked to send it again.
+    Asked,
+    /// It was sent again and again, and is still wrong.
+    GivenUp,
+}
+
 /// A mount, while the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -265,6 +380,12 @@ pub(crate) struct Group {
     pub(crate) log: Log,
     /// The recovery points; absent while there is none.
     pub(crate) window: Option<Window>,
+    /// Verification, on a primary: the round under way, or the one that ended last since the daemon started.
+    #[serde(default)]
+    pub(crate) round: Option<Round>,
+    /// Verification, on a replica.
+    #[serde(default)]
+    pub(crate) checks: Option<Checks>,
     /// What somebody should look at, in words.
     pub(crate) alarms: Vec<String>,
 }

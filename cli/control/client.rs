@@ -2,7 +2,7 @@
 
 use super::api::{
     Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest, Points,
-    Promotion, Request, Resync, Status, VERSION,
+    Promotion, Request, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
@@ -93,6 +93,11 @@ impl Client {
     /// [`super::Operator::resync`].
     pub(crate) fn resync(&mut self, request: Resync) -> Result<(), Failure> {
         self.call(&Request::Resync(request))
+    }
+
+    /// [`super::Operator::verify`].
+    pub(crate) fn verify(&mut self, request: Verify) -> Result<Round, Failure> {
+        self.call(&Request::Verify(request))
     }
 
     fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Failure> {

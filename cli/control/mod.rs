@@ -16,7 +16,9 @@ pub(crate) use client::Client;
 pub(crate) use server::Server;
 
 use crate::point::Point;
-use api::{Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Resync, Status};
+use api::{
+    Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Resync, Round, Status, Verify,
+};
 
 /// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
 /// at a time; every method may block, and reports a refusal as a [`Fault`] without having changed anything.
@@ -45,6 +47,10 @@ pub(crate) trait Operator: Send + Sync {
     /// Allows a copy of everything for a replica whose lacks are not known; it begins when the replica next calls.
     /// `refused` if the replica needs none, and nothing changes then.
     fn resync(&self, request: &Resync) -> Result<(), Fault>;
+
+    /// Begins a round of verification, and answers with it as it is then; with the one under way if that does the same
+    /// with mismatches. `conflict` if it does not.
+    fn verify(&self, request: &Verify) -> Result<Round, Fault>;
 }
 
 #[cfg(test)]

@@ -219,6 +219,7 @@ impl Shared {
             Request::PlanFailover(plan) => value(operator.plan_failover(&plan.group, plan.to)),
             Request::Failover(request) => value(operator.failover(&request)),
             Request::Resync(request) => value(operator.resync(&request)),
+            Request::Verify(request) => value(operator.verify(&request)),
         }
     }
 }
@@ -340,6 +341,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "plan_failover" => params(&method, given).map(Request::PlanFailover),
         "failover" => params(&method, given).map(Request::Failover),
         "resync" => params(&method, given).map(Request::Resync),
+        "verify" => params(&method, given).map(Request::Verify),
         _ => Err(Fault::new(FaultCode::BadRequest, format_args!("unknown method `{method}`"))),
     }
 }

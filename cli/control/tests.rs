@@ -30,6 +30,22 @@ impl Fake {
     }
 }
 
+fn round() -> Round {
+    Round {
+        number: 7,
+        on_mismatch: OnMismatch::Repair,
+        begun: status::tests::sample().node.since,
+        ended: None,
+        done_bytes: 0,
+        total_bytes: 1 << 30,
+        records: 0,
+        busy_bytes: 0,
+        unreadable_bytes: 0,
+        waits: true,
+        replicas: Vec::new(),
+    }
+}
+
 impl Operator for Fake {
     fn status(&self) -> Result<Status, Fault> {
         Ok(status::tests::sample())
@@ -90,6 +106,13 @@ impl Operator for Fake {
     fn resync(&self, request: &Resync) -> Result<(), Fault> {
         let known = request.replica == "west";
         if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }
+    }
+
+    fn verify(&self, request: &Verify) -> Result<Round, Fault> {
+        match request.on_mismatch {
+            OnMismatch::Repair => Ok(round()),
+            OnMismatch::Report => Err(Fault::new(FaultCode::Conflict, "another round is under way")),
+        }
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
@@ -221,6 +244,21 @@ fn bad_input_gets_one_answer_and_the_connection_goes_on() {
     let request = b"{\"version\":1,\"method\":\"points\",\"params\":{\"group\":\"db\"}}\n";
     let answer: serde_json::Value = serde_json::from_str(&exchange(&mut stream, request)).unwrap();
     assert_eq!(answer["ok"]["group"], "db");
+}
+
+#[test]
+fn a_round_is_asked_for_by_what_becomes_of_mismatches() {
+    let world = world("control-verify");
+    let mut stream = world.raw();
+    let mut ask = |on_mismatch: &str| {
+        let request = format!(
+            "{{\"version\":1,\"method\":\"verify\",\"params\":{{\"group\":\"db\",\"on_mismatch\":\"{on_mismatch}\"}}}}\n"
+        );
+        serde_json::from_str::<serde_json::Value>(&exchange(&mut stream, request.as_bytes())).unwrap()
+    };
+    assert_eq!(ask("repair")["ok"]["number"], 7);
+    assert_eq!(ask("report")["error"]["code"], "conflict");
+    assert_eq!(ask("guess")["error"]["code"], "bad_request");
 }
 
 #[test]

@@ -275,6 +275,8 @@ impl Operator for FakeNode {
             volumes: self.world.volumes(),
             log: Log::default(),
             window: None,
+            round: None,
+            checks: None,
             alarms: Vec::new(),
         };
         let node = Node {
@@ -336,6 +338,10 @@ impl Operator for FakeNode {
 
     fn resync(&self, _request: &Resync) -> Result<(), Fault> {
         Err(Fault::new(FaultCode::Refused, "no replica needs it"))
+    }
+
+    fn verify(&self, _request: &Verify) -> Result<Round, Fault> {
+        Err(Fault::new(FaultCode::Refused, "there is nothing to verify"))
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {

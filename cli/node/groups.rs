@@ -6,14 +6,15 @@ use crate::exit::Failure;
 use crate::time;
 use engine::io::Storage;
 use engine::log::ship::{ReadError, Stretch};
-use engine::node::config::{AckPolicy, Config, Limits, NewVolume, OnFull as EngineOnFull, Retention, Start};
+use engine::node::config::{
+    AckPolicy, Config, Limits, NewVolume, OnFull as EngineOnFull, Retention, Start, Verification,
+};
 use engine::node::primary::AttachError;
 use engine::node::report::Report;
 use engine::node::{Node, open};
 use engine::os::clock;
 use engine::os::runtime;
-use engine::peer::TakesBack;
-use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, Welcome};
+use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
 use engine::state;
 use engine::types::{GroupId, Lsn, NodeId, Position, Timestamp};
 use std::collections::BTreeMap;
@@ -133,7 +134,7 @@ impl Told {
         }
         drop(durable);
         let standing =
-            Standing { durable: node.acknowledgeable(), refusing: refusing(node), asks: Arc::default() };
+            Standing { durable: node.acknowledgeable(), refusing: refusing(node), asks: node.asks().into() };
         self.standing.send_if_modified(|known| {
             let changed = *known != standing;
             *known = standing;
@@ -258,6 +259,10 @@ fn engine_config(node: NodeId, group: &config::Group) -> Result<Config, Failure>
             ship_delay_ms: group.ship_delay.as_millis() as u64,
             ..defaults
         },
+        verify: Verification {
+            every_ms: group.verify.every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX)),
+            bytes_s: group.verify.rate.0,
+        },
     })
 }
 
@@ -292,6 +297,10 @@ impl Source for Group {
             | AttachError::Append(_)
             | AttachError::Unreadable(_)) => unreadable(&error),
         })
+    }
+
+    fn asked(&self, peer: &NodeName, ask: Ask) {
+        self.engine.with(|node, _| node.asked(peer.as_str(), ask));
     }
 
     fn durable(&self) -> watch::Receiver<Lsn> {

@@ -20,14 +20,15 @@ pub(crate) use logs::{export_trace, inspect, verify};
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
-    Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, Plan, Points, Promotion, Resync,
-    Status,
+    Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OnMismatch, Plan, Points, Promotion,
+    Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
 use crate::point::Point;
 use crate::time;
 use engine::node::promote::PromoteError;
+use engine::node::verify::VerifyError;
 use engine::os::disk::Disk;
 use engine::types::{NodeId, Timestamp};
 use groups::{Group, Sinks};
@@ -355,6 +356,32 @@ impl Operator for Node {
                 ));
             }
             node.allow_full_copy(replica).map_err(|error| Fault::new(FaultCode::NotFound, error))
+        })
+    }
+
+    fn verify(&self, request: &Verify) -> Result<Round, Fault> {
+        let group = self.group(&request.group)?;
+        let on_mismatch = match request.on_mismatch {
+            OnMismatch::Repair => engine::event::OnMismatch::Repair,
+            OnMismatch::Report => engine::event::OnMismatch::Report,
+        };
+        let refused =
+            |code, error: VerifyError| Fault::new(code, format_args!("group {}: {error}", request.group));
+        group.engine.with(|node, now| match node.verify(now, on_mismatch) {
+            Err(VerifyError::UnderWay(round)) if round.on_mismatch == on_mismatch => Ok(show::round(&round)),
+            Err(error @ VerifyError::UnderWay(_)) => {
+                let mut fault = refused(FaultCode::Conflict, error);
+                fault.next = Some("it does something else with mismatches: wait for its end".to_owned());
+                Err(fault)
+            }
+            Err(error @ VerifyError::Failed(_)) => Err(refused(FaultCode::Failed, error)),
+            Err(error @ (VerifyError::NotPrimary(_) | VerifyError::NoReplica)) => {
+                Err(refused(FaultCode::Refused, error))
+            }
+            Ok(_) => {
+                let round = node.round().expect("it has just begun");
+                Ok(show::round(&round))
+            }
         })
     }
 

@@ -4,13 +4,16 @@ use super::Node;
 use super::groups::{Group, LinkInfo};
 use crate::config::{Config, OnFull};
 use crate::control::api::{
-    At, Branch, CatchUp, CatchingUp, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Moment,
-    Node as ShownNode, Plan, Points, Positions, Reign, Replica, Role, Span, State, Status, Stretch, Upstream,
-    Volume, Window,
+    At, Branch, CatchUp, CatchingUp, Checks, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark,
+    Mismatch, Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Reign, Repair, Replica, Role,
+    Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, Window,
 };
 use crate::point::Point;
 use crate::time;
+use engine::event;
+use engine::node::check;
 use engine::node::report::Report;
+use engine::node::verify::RoundReport;
 use engine::state;
 use engine::types::{Lsn, Timestamp};
 use std::sync::Arc;
@@ -48,6 +51,8 @@ fn closed(name: &str, reason: &str) -> Shown {
         volumes: Vec::new(),
         log: Log::default(),
         window: None,
+        round: None,
+        checks: None,
         alarms: Vec::new(),
     }
 }
@@ -81,6 +86,12 @@ fn group(group: &Arc<Group>) -> Shown {
             None => "the first copy of the disks is under way: there is no recovery point yet".to_owned(),
         });
     }
+    let wrong = report.checks.as_ref().map_or(0, |checks| checks.open.len());
+    if wrong > 0 {
+        alarms.push(format!(
+            "verification has found {wrong} parts of this copy that are not what the primary holds"
+        ));
+    }
     Shown {
         name: report.name.clone(),
         id: report.group.map(|id| id.to_string()),
@@ -96,7 +107,68 @@ fn group(group: &Arc<Group>) -> Shown {
         volumes: volumes(group, &report),
         log: Log { used_bytes: report.log_bytes, limit_bytes: report.log_limit_bytes },
         window: window(group, &report),
+        round: report.round.as_ref().map(round),
+        checks: report.checks.as_ref().map(|found| checks(found, &report)),
         alarms,
+    }
+}
+
+/// A round of verification.
+pub(super) fn round(round: &RoundReport) -> Round {
+    Round {
+        number: round.number,
+        on_mismatch: match round.on_mismatch {
+            event::OnMismatch::Repair => OnMismatch::Repair,
+            event::OnMismatch::Report => OnMismatch::Report,
+        },
+        begun: Moment(round.begun),
+        ended: round.ended.map(Moment),
+        done_bytes: round.done_bytes,
+        total_bytes: round.total_bytes,
+        records: round.records,
+        busy_bytes: round.busy_bytes,
+        unreadable_bytes: round.unreadable_bytes,
+        waits: round.waits,
+        replicas: round
+            .replicas
+            .iter()
+            .map(|verdict| Verdict {
+                replica: verdict.replica.clone(),
+                same: verdict.same,
+                mismatched: verdict.mismatched,
+                skipped: verdict.skipped,
+                unchecked: verdict.unchecked,
+            })
+            .collect(),
+    }
+}
+
+fn checks(checks: &check::ChecksReport, report: &Report) -> Checks {
+    let name = |id| report.volumes.iter().find(|volume| volume.id == id).map(|volume| volume.name.clone());
+    Checks {
+        same: checks.same,
+        mismatched: checks.mismatched,
+        skipped: checks.skipped,
+        repaired: checks.repaired,
+        open: checks
+            .open
+            .iter()
+            .map(|open| Mismatch {
+                volume: name(open.volume).unwrap_or_default(),
+                offset_bytes: open.extent.offset,
+                len_bytes: open.extent.len,
+                lsn: open.at,
+                time: Moment(open.time),
+                expected: open.expected.to_string(),
+                found: open.found.as_ref().ok().map(ToString::to_string),
+                error: open.found.as_ref().err().cloned(),
+                repair: match open.repair {
+                    check::Repair::NotWanted => Repair::NotWanted,
+                    check::Repair::Asked => Repair::Asked,
+                    check::Repair::GivenUp => Repair::GivenUp,
+                },
+            })
+            .collect(),
     }
 }
 

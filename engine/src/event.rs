@@ -4,6 +4,7 @@
 //! every other body is bincode, with one configuration and a size limit, so that a damaged length can never make
 //! a reader allocate.
 
+use crate::digest::Digest;
 use crate::types::{NodeId, Reign, VolumeId};
 use bincode::{Decode, Encode};
 
@@ -29,6 +30,8 @@ pub enum Kind {
     SpanBegin = 8,
     /// A sync span ended: that replica's state is whole here. Body: [`Spanned`].
     SpanEnd = 9,
+    /// What an extent holds here, for replicas to compare. Body: [`Scrubbed`].
+    Scrub = 10,
 }
 
 /// The version of records that a program must know to understand a record of a kind and flags: a newer kind tells an
@@ -37,6 +40,7 @@ pub enum Kind {
 pub fn version_of(kind: Kind, flags: u16) -> u8 {
     match kind {
         Kind::SpanBegin | Kind::SpanEnd => 2,
+        Kind::Scrub => 3,
         Kind::Write | Kind::Zero | Kind::Volume if flags & !FLAG_NO_HOLE != 0 => 2,
         _ => 1,
     }
@@ -56,6 +60,7 @@ impl Kind {
             7 => Kind::Promote,
             8 => Kind::SpanBegin,
             9 => Kind::SpanEnd,
+            10 => Kind::Scrub,
             _ => return None,
         })
     }
@@ -85,6 +90,7 @@ impl Kind {
             Kind::Promote => "promote",
             Kind::SpanBegin => "span-begin",
             Kind::SpanEnd => "span-end",
+            Kind::Scrub => "scrub",
         }
     }
 }
@@ -133,6 +139,27 @@ pub struct Promoted {
 pub struct Spanned {
     /// The replica that the span is for.
     pub replica: NodeId,
+}
+
+/// Body of [`Kind::Scrub`]; the record's header carries volume and extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Scrubbed {
+    /// What the extent holds at this LSN, holes as zeros.
+    pub digest: Digest,
+    /// The round that it is part of, for counting: the LSN behind which that began. 0 for a part that is checked
+    /// anew after a repair.
+    pub round: u64,
+    /// What a replica does that holds something else.
+    pub on_mismatch: OnMismatch,
+}
+
+/// What becomes of a mismatch that a scrub finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum OnMismatch {
+    /// It is reported, and the primary's bytes are sent again.
+    Repair,
+    /// It is reported.
+    Report,
 }
 
 /// A volume as the log defines it.

@@ -14,6 +14,7 @@
 //! | [`index`] | the version index: where in the log each extent stands, at any LSN |
 //! | [`overlay`] | writes that are in the log but not on the backing |
 //! | [`read`] | planned reads, carried out without a lock |
+//! | [`digest`] | what an extent holds, in 16 bytes |
 //! | [`peer`] | what two nodes tell each other |
 //! | [`node`] | one group on one node: roles, requests, replication, points, background work |
 //! | [`catalog`] | marks, times and cursors: what is looked up in a log |
@@ -37,6 +38,7 @@ macro_rules! planted {
 }
 
 pub mod catalog;
+pub mod digest;
 pub mod event;
 pub mod extents;
 pub mod faulty;

@@ -86,6 +86,24 @@ pub enum Ask {
     Handover,
     /// This part is not what the primary says it is: send it again.
     Repair(Lack),
+    /// Nothing: it says how far the scrub records were looked at here. Said to whoever has sent some, and so knows
+    /// of them.
+    Checked(Checked),
+}
+
+/// What a replica has found by scrub records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Checked {
+    /// Each one up to here was looked at, in whatever round, or never will be.
+    pub upto: Lsn,
+    /// The round that the counts are of: the newest that this process has seen.
+    pub round: u64,
+    /// Records whose extent holds here what they say.
+    pub same: u64,
+    /// Records whose extent does not, or cannot be read.
+    pub mismatched: u64,
+    /// Records that were not looked at: they lie within a sync span, or were too many at once.
+    pub skipped: u64,
 }
 
 /// A replica's refusal; it changes nothing on the side that refuses.

@@ -38,11 +38,15 @@ pub enum Mistake {
     CopyOverWrites,
     /// The log is given up for a replica before what it lacks is on record.
     FreeBeforeNoted,
+    /// A scrub tells of what was read, though a guest has written there since.
+    ScrubOverWrites,
+    /// A part that a replica wants again is forgotten once its span has begun.
+    ForgetRepair,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 15] = [
+    pub const ALL: [Mistake; 17] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -58,6 +62,8 @@ impl Mistake {
         Mistake::ForgetTracked,
         Mistake::CopyOverWrites,
         Mistake::FreeBeforeNoted,
+        Mistake::ScrubOverWrites,
+        Mistake::ForgetRepair,
     ];
 }
 

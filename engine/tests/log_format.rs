@@ -10,8 +10,10 @@ use common::crash::CrashDisk;
 use common::logs::{self, Facts, Writer};
 use common::story::{self, VOLUME_BYTES};
 use common::{A, B, Driven};
+use engine::digest::Digest;
 use engine::event::{
-    self, Kind, Marked, Opened, Promoted, Spanned, VolumeDefined, VolumeSpec, decode_body, encode_body,
+    self, Kind, Marked, OnMismatch, Opened, Promoted, Scrubbed, Spanned, VolumeDefined, VolumeSpec,
+    decode_body, encode_body,
 };
 use engine::log::chain::Tip;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader, aligned};
@@ -325,6 +327,7 @@ fn encode_again(seed: Seed, bytes: &[u8]) -> Kind {
         Kind::Mark => encode_body(&decode_body::<Marked>(payload).expect("a body")),
         Kind::Promote => encode_body(&decode_body::<Promoted>(payload).expect("a body")),
         Kind::SpanBegin | Kind::SpanEnd => encode_body(&decode_body::<Spanned>(payload).expect("a body")),
+        Kind::Scrub => encode_body(&decode_body::<Scrubbed>(payload).expect("a body")),
         Kind::Write | Kind::Zero | Kind::Flush => payload.to_vec(),
     };
     assert_eq!(body, payload, "{:?}", header.kind);
@@ -337,11 +340,15 @@ fn reign() -> Reign {
     Reign { epoch: Epoch(2), branch, node: NodeId([2; 16]) }
 }
 
+fn scrubbed(round: u64, on_mismatch: OnMismatch) -> Vec<u8> {
+    encode_body(&Scrubbed { digest: Digest::of(b"thirteen byte"), round, on_mismatch })
+}
+
 /// One record of each kind, every field with a value of its own.
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     type Sample = (&'static str, Kind, u16, u32, Extent, Vec<u8>);
     let spanned = encode_body(&Spanned { replica: NodeId([2; 16]) });
-    let kinds: [Sample; 14] = [
+    let kinds: [Sample; 16] = [
         ("open", Kind::Open, 0, 0, Extent::default(), encode_body(&Opened { node: NodeId([1; 16]) })),
         (
             "volume",
@@ -367,6 +374,8 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("promote", Kind::Promote, 0, 0, Extent::default(), encode_body(&Promoted { reign: reign() })),
         ("span-begin", Kind::SpanBegin, 0, 0, Extent::default(), spanned.clone()),
         ("span-end", Kind::SpanEnd, 0, 0, Extent::default(), spanned),
+        ("scrub", Kind::Scrub, 0, 3, Extent::new(0x1_0000_0200, 13), scrubbed(0x1122, OnMismatch::Report)),
+        ("scrub-anew", Kind::Scrub, 0, 3, Extent::new(4096, 1 << 26), scrubbed(0, OnMismatch::Repair)),
         ("write-copy", Kind::Write, event::FLAG_COPY, 3, Extent::new(4096, 13), b"thirteen byte".to_vec()),
         ("zero-copy", Kind::Zero, event::FLAG_COPY, 3, Extent::new(4096, 1 << 33), Vec::new()),
         (

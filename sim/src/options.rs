@@ -9,8 +9,9 @@ use crate::net::Link;
 use crate::rng::{PPM, Rng};
 use crate::trace::Keep;
 use crate::workload::{Alignment, Profile};
+use engine::event::OnMismatch;
 use engine::log;
-use engine::node::config::{AckPolicy, Limits, OnFull, Retention};
+use engine::node::config::{AckPolicy, Limits, OnFull, Retention, Verification};
 use std::fmt;
 use transport::link::session;
 
@@ -35,6 +36,8 @@ pub struct Options {
     pub ack: AckPolicy,
     /// Of the engine.
     pub on_full: OnFull,
+    /// Of the engine.
+    pub verify: Verification,
     /// Of the sessions.
     pub session: session::Config,
     /// Between all regions.
@@ -130,6 +133,10 @@ pub enum Event {
     SlowDisk { node: usize, extra: Span, span: Span },
     /// A bit flips in a synced sector of a log file.
     Rot { node: usize },
+    /// A bit flips in a synced sector of a base image.
+    RotBase { node: usize },
+    /// The operator begins a round of verification.
+    Verify { on_mismatch: OnMismatch },
     /// A write to the log is lost or goes elsewhere, with a report of success.
     LyingDisk { node: usize, n: u64, by: i64 },
     /// The wall clock jumps.
@@ -167,6 +174,8 @@ impl Event {
             Event::DiskFull { .. } => "full disk",
             Event::SlowDisk { .. } => "slow disk",
             Event::Rot { .. } => "rot",
+            Event::RotBase { .. } => "rot of a base image",
+            Event::Verify { .. } => "verification",
             Event::LyingDisk { .. } => "lying disk",
             Event::ClockJump { .. } => "clock jump",
             Event::ClockDrift { .. } => "clock drift",
@@ -179,7 +188,7 @@ impl Event {
     }
 
     /// All names, so that a soak can say what it never did.
-    pub const NAMES: [&'static str; 21] = [
+    pub const NAMES: [&'static str; 23] = [
         "power cut",
         "power cut at a call",
         "kill",
@@ -194,6 +203,8 @@ impl Event {
         "full disk",
         "slow disk",
         "rot",
+        "rot of a base image",
+        "verification",
         "lying disk",
         "clock jump",
         "clock drift",
@@ -238,8 +249,10 @@ impl fmt::Display for Event {
                 write!(f, "from node {from} to node {to}, for {:.3} s", seconds(*span))
             }
             Event::Isolate { span, .. } | Event::Stall { span } => write!(f, "for {:.3} s", seconds(*span)),
+            Event::Verify { on_mismatch } => write!(f, "to {on_mismatch:?}"),
             Event::Reset
             | Event::Rot { .. }
+            | Event::RotBase { .. }
             | Event::Reprotect { .. }
             | Event::Wipe { .. }
             | Event::Scramble => Ok(()),
@@ -364,6 +377,10 @@ impl Options {
                 (false, false) => OnFull::Stall,
                 (false, true) => OnFull::Track,
             },
+            verify: Verification {
+                every_ms: None,
+                bytes_s: *root.child("verify rate").pick(&[1 << 20, u64::MAX]),
+            },
             session,
             link: Link {
                 delay: Span::from_us(*rng.pick(&[200, 5_000, 40_000])),
@@ -374,7 +391,7 @@ impl Options {
             stack: Stack::Messages,
             faulty,
             healing: Span::from_secs(300),
-            events,
+            events: with_rounds(events, &mut root.child("verify"), nodes, faulty),
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
             stop_after: None,
@@ -445,6 +462,32 @@ fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
         events.push(Planned { at, event });
         let _ = rng.next_u64();
     }
+    events.sort_by_key(|planned| planned.at);
+    events
+}
+
+/// Adds rounds of verification to a quarter of the runs, and rot for them to find to some of these. The last round is
+/// begun when every fault is gone.
+fn with_rounds(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
+    if !rng.chance(PPM / 4) {
+        return events;
+    }
+    let policies = [OnMismatch::Repair, OnMismatch::Repair, OnMismatch::Report];
+    for _ in 0..1 + rng.below(4) {
+        let on_mismatch = *rng.pick(&policies);
+        events.push(Planned { at: Time(rng.below(faulty.0)), event: Event::Verify { on_mismatch } });
+    }
+    if rng.chance(PPM / 2) {
+        let node = rng.below(nodes as u64) as usize;
+        for _ in 0..1 + rng.below(3) {
+            let at = Time(rng.below(faulty.0));
+            events.push(Planned { at, event: Event::RotBase { node } });
+            let event = Event::Verify { on_mismatch: OnMismatch::Repair };
+            events.push(Planned { at: at + Span(rng.below(20_000_000)), event });
+        }
+    }
+    let at = Time(faulty.0) + Span::from_ms(300);
+    events.push(Planned { at, event: Event::Verify { on_mismatch: OnMismatch::Repair } });
     events.sort_by_key(|planned| planned.at);
     events
 }

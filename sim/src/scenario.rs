@@ -21,7 +21,7 @@ use crate::run::Outcome;
 use crate::trace::Keep;
 use crate::workload::{Alignment, Pattern, Profile};
 use engine::log;
-use engine::node::config::{AckPolicy, Limits, OnFull, Retention};
+use engine::node::config::{AckPolicy, Limits, OnFull, Retention, Verification};
 use serde::Deserialize;
 use std::ops::Range;
 use toml::Spanned;
@@ -472,6 +472,7 @@ impl Reader<'_> {
                 Full::Stall => OnFull::Stall,
                 Full::Refuse => OnFull::Refuse,
             },
+            verify: Verification::default(),
             session: transport::link::session::Config {
                 window_bytes: 4 << 20,
                 batch_bytes: 256 << 10,

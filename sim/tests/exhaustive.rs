@@ -48,6 +48,7 @@ fn config() -> Config {
         on_full: OnFull::Stall,
         retention: Retention::default(),
         limits: engine::node::config::Limits { spare_segments: 0, ..limits },
+        verify: engine::node::config::Verification::default(),
     }
 }
 

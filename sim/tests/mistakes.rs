@@ -3,7 +3,7 @@
 
 use engine::guest::{Op, Request};
 use engine::node::Node;
-use engine::node::config::{AckPolicy, Config, NewVolume, OnFull, Retention, Start};
+use engine::node::config::{AckPolicy, Config, NewVolume, OnFull, Retention, Start, Verification};
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::planted::{Mistake, plant};
@@ -59,6 +59,8 @@ caught! {
     r06_a_point_inside_a_span: PointInsideSpan within 0..20, by ["points"];
     w20_a_change_that_is_not_tracked: ForgetTracked within 0..600, by ["points"];
     r24_a_copy_over_a_write: CopyOverWrites within 1_500..2_000, by ["points"];
+    scrub_of_what_a_guest_has_overwritten: ScrubOverWrites within 0..600, by ["mismatches_are_real"];
+    scrub_repair_that_is_forgotten: ForgetRepair within 0..600, by ["repairs_hold"];
     w20_a_log_freed_before_it_is_noted: FreeBeforeNoted within 0..600, by ["points", "converge", "invariant"];
 }
 
@@ -96,6 +98,7 @@ impl Driven {
             on_full: OnFull::Stall,
             retention: Retention::default(),
             limits: small_limits(64 << 10, 8),
+            verify: Verification::default(),
         };
         let id = process.id();
         let (node, _) = Node::open(now, Arc::new(process), config).expect("it opens");

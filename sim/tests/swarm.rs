@@ -41,6 +41,9 @@ fn four_hundred_seeds_are_clean_and_reach_what_they_are_for() {
         "network: reset",
         "network: lost frame",
         "converged on one primary",
+        "scrubs checked",
+        "scrubs that found something",
+        "scrubs after which all was well again",
     ];
     let missing: Vec<_> =
         reached.iter().filter(|name| counters.get(**name).is_none_or(|count| *count == 0)).collect();

@@ -13,7 +13,7 @@ use transport::link::decoder::Accept;
 use transport::link::frame::{Acceptance, Frame, Heartbeat, Kind, MAX_BATCH_BYTES, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, FEATURES, MINOR, Reason, SPANS, TAKES_BACK, Violation};
+use transport::link::session::{Config, FEATURES, MINOR, Reason, SCRUBS, SPANS, TAKES_BACK, Violation};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(1_000_000_000_000 + ms * 1_000_000) }
@@ -218,7 +218,7 @@ fn opening() {
     let mut receiver = Receiver::new(Config::default(), at(0));
     assert_eq!(receiver.accepts(), Accept::Control);
     let Some(frame) = sender.poll_transmit() else { panic!("the hello is ready at once") };
-    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: SPANS, hello: hello(99) }));
+    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: SPANS | SCRUBS, hello: hello(99) }));
     receiver.handle_frame(at(1), frame);
     assert!(!receiver.wants_input(), "nothing is read while the engine decides");
     assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99), Some(TakesBack::No))));
@@ -242,8 +242,8 @@ fn features_are_the_intersection() {
     let Some(Frame::Welcome(acceptance)) = receiver.poll_transmit() else { panic!("a welcome") };
     assert_eq!(acceptance.features, FEATURES);
 
-    for (takes_back, offered) in [(TakesBack::No, SPANS), (TakesBack::Yes, SPANS | TAKES_BACK)] {
-        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 2] {
+    for (takes_back, offered) in [(TakesBack::No, SPANS | SCRUBS), (TakesBack::Yes, FEATURES)] {
+        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 3] {
             let mut sender = Sender::new(Config::default(), at(0), hello(99), takes_back);
             sender.handle_frame(at(1), accept(accepted));
             assert_eq!(sender.poll_event(), lost(Violation::Features { offered, accepted }));

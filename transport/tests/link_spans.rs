@@ -11,7 +11,7 @@ use transport::link::decoder::{Accept, Decoder};
 use transport::link::frame::{Acceptance, Frame, LACKS_PER_FRAME, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, MAX_ASKS, Reason, SPANS, TAKES_BACK, Violation};
+use transport::link::session::{Config, MAX_ASKS, Reason, SCRUBS, SPANS, TAKES_BACK, Violation};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(ms * 1_000_000) }
@@ -216,7 +216,9 @@ fn a_rebuff_may_come_in_the_middle_of_needs() {
 /// R09, R18: whether an old primary is taken back is offered beside spans, and means nothing without them.
 #[test]
 fn taking_back_is_offered_beside_spans() {
-    for (takes_back, features) in [(TakesBack::No, SPANS), (TakesBack::Yes, SPANS | TAKES_BACK)] {
+    for (takes_back, features) in
+        [(TakesBack::No, SPANS | SCRUBS), (TakesBack::Yes, SPANS | TAKES_BACK | SCRUBS)]
+    {
         let mut sender = Sender::new(config(), at(0), hello(99), takes_back);
         let mut receiver = Receiver::new(config(), at(0));
         receiver.handle_frame(at(1), sender.poll_transmit().expect("the hello"));
@@ -230,6 +232,28 @@ fn taking_back_is_offered_beside_spans() {
         assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99), None)));
         receiver.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
         assert_eq!(frames(&mut receiver), [accept(0)], "none of {features:#x} is accepted alone");
+    }
+}
+
+/// R18: what a replica found by scrubs is said to a primary that knows of them, and to no other.
+#[test]
+fn what_was_checked_is_said_where_it_is_understood() {
+    let checked =
+        Ask::Checked(engine::peer::Checked { upto: Lsn(70), round: 60, same: 4, ..Default::default() });
+    for (features, said) in [(SPANS, false), (SPANS | SCRUBS, true)] {
+        let mut receiver = deciding_receiver(features);
+        receiver.handle_verdict(at(2), Ok((Needs::default(), welcome(77))));
+        receiver.handle_ask(checked);
+        let sent = frames(&mut receiver);
+        assert_eq!(sent.contains(&Frame::Ask(checked)), said, "{sent:?}");
+    }
+    for (features, taken) in [(SPANS, false), (SPANS | SCRUBS, true)] {
+        let mut sender = attaching_sender(features);
+        sender.handle_attached(None);
+        sender.handle_frame(at(3), Frame::Ask(checked));
+        let event = sender.poll_event();
+        assert_eq!(event == Some(sender::Event::Asked(checked)), taken, "{event:?}");
+        assert_eq!(matches!(event, Some(sender::Event::Lost(Reason::Violation(_)))), !taken, "{event:?}");
     }
 }
 

@@ -102,6 +102,22 @@ impl Default for Limits {
     }
 }
 
+/// Online verification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// Milliseconds from the end of a round to the beginning of the next; `None` for none but those that an operator
+    /// begins. Nothing of it is on record: a node that has just started begins its first a tenth of that time later.
+    pub every_ms: Option<u64>,
+    /// The most bytes of volumes that are read in a second.
+    pub bytes_s: u64,
+}
+
+impl Default for Verification {
+    fn default() -> Verification {
+        Verification { every_ms: None, bytes_s: 64 << 20 }
+    }
+}
+
 /// A group on a node.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -125,4 +141,6 @@ pub struct Config {
     pub retention: Retention,
     /// See [`Limits`].
     pub limits: Limits,
+    /// See [`Verification`].
+    pub verify: Verification,
 }

@@ -21,12 +21,15 @@
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
 //! | `coarse` | a replica in a sync span |
+//! | [`verify`] | online verification: a primary tells what its volumes hold |
+//! | [`check`] | and a replica compares |
 //! | [`work`] | what is done in the background, in which lane: syncs, applies, and |
 //! | [`checkpoint`] | saying on record how far the disks are, so that log is free again |
 //! | [`fold`] | retiring points into the base images |
 //! | [`hydrate`] | filling the disks of a promoted node |
 //! | [`report`] | what a node says of itself |
 
+pub mod check;
 pub mod checkpoint;
 mod coarse;
 pub mod config;
@@ -40,6 +43,7 @@ pub mod rejoin;
 pub mod replica;
 pub mod report;
 pub mod span;
+pub mod verify;
 pub mod work;
 
 use crate::event::VolumeSpec;
@@ -106,6 +110,8 @@ pub(crate) struct Follower {
     /// An operator allowed a copy of everything.
     pub(crate) full_copy: bool,
     pub(crate) connected: bool,
+    /// What it has found by scrubs, and what is done about it.
+    pub(crate) verified: verify::Verified,
     /// Something that an operator must know; cleared when the link is well again.
     pub(crate) alarm: Option<String>,
 }
@@ -140,6 +146,8 @@ pub struct Node {
     /// How often each point is in use.
     pub(crate) pins: BTreeMap<Lsn, u32>,
     pub(crate) work: work::Work,
+    pub(crate) verify: verify::Verify,
+    pub(crate) checks: check::Checks,
     waiters: VecDeque<Waiter>,
     answers: Vec<Answer>,
     next_ticket: u64,

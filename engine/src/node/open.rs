@@ -412,6 +412,8 @@ pub(super) fn load(
     work.lacks_changed = !state.lost.is_empty() || state.diverged.is_some();
     let mut node = Node {
         work,
+        verify: super::verify::Verify::default(),
+        checks: super::check::Checks::default(),
         config,
         storage,
         file,

@@ -337,6 +337,9 @@ impl Node {
                 follower.connected = true;
                 follower.node = Some(welcome.node);
                 follower.acknowledged = welcome.durable.lsn;
+                let from =
+                    result.as_ref().ok().copied().flatten().map_or(welcome.durable.lsn, |jump| jump.to.lsn);
+                follower.verified.attached(from);
                 if matches!(result, Ok(None)) {
                     follower.held = welcome.durable.lsn;
                 }

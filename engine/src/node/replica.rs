@@ -257,6 +257,7 @@ impl Node {
                     tracing::info!(group = %self.config.name, at = %header.lsn, "the sync span ended");
                 }
             }
+            Kind::Scrub => self.note_scrub(header, &record.payload),
             Kind::Open | Kind::Flush | Kind::Mark | Kind::Promote => {}
         }
         Ok(())

@@ -48,6 +48,10 @@ pub struct Report {
     pub replicas: Vec<ReplicaReport>,
     /// What promotions left behind.
     pub branches: Vec<Branch>,
+    /// The round of verification that is under way on a primary, or the one that ended last in this process.
+    pub round: Option<super::verify::RoundReport>,
+    /// What scrubs have found on a replica.
+    pub checks: Option<super::check::ChecksReport>,
     /// What a replica last heard of its primary's durable LSN, and the milliseconds since.
     pub primary: Option<(Lsn, u64)>,
 }
@@ -141,6 +145,8 @@ impl Node {
                 .collect(),
             replicas: self.replica_reports(),
             branches: self.state.branches.clone(),
+            round: self.round(),
+            checks: self.checks(),
             primary: self.last_primary.map(|last| (last.durable, now.mono.ms_since(last.heard))),
         }
     }

@@ -29,7 +29,7 @@ use crate::overlay::{Content, Overlay, gaps};
 use crate::peer::{Jump, Needs, Welcome};
 use crate::read::{Plan, Wait};
 use crate::state::{Lost, Role};
-use crate::types::{Extent, Lsn, Mono, Now, VolumeId};
+use crate::types::{Extent, Lsn, Mono, NodeId, Now, Position, VolumeId};
 use std::collections::VecDeque;
 
 /// Bytes of a copy: what is read at once.
@@ -206,6 +206,22 @@ impl Lack {
         Lack { extents, owed: lost.owed, tracked: true, since: lost.since, ..Lack::default() }
     }
 
+    /// It holds something else there than it should.
+    pub(crate) fn owe(&mut self, volume: VolumeId, extent: Extent) {
+        self.extents.insert(volume, extent);
+        self.owed = true;
+    }
+
+    /// Whether a span is about to end, and takes nothing more.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Whether a span may begin for it, though its session goes on: the log holds all that it gets.
+    pub(crate) fn may_begin(&self) -> bool {
+        !self.joined && !self.tracked && self.survey.is_none() && !self.unreadable
+    }
+
     /// Whether changes have to be noted.
     fn notes(&self) -> bool {
         !self.joined && (self.tracked || self.survey.is_some())
@@ -232,6 +248,7 @@ impl Lack {
 impl Node {
     /// Takes note of a guest's change for those who will lack it.
     pub(crate) fn note_change(&mut self, volume: VolumeId, extent: Extent) {
+        self.verify.note_change(volume, extent);
         for lack in self.followers.values_mut().filter_map(|follower| follower.lack.as_mut()) {
             if lack.notes() && !planted!(ForgetTracked) {
                 lack.extents.insert(volume, extent);
@@ -329,7 +346,7 @@ impl Node {
     }
 
     /// Puts what replicas lack on record, here and now; no job that does the same is out.
-    fn record_lacks(&mut self, now: Now) -> Result<(), String> {
+    pub(super) fn record_lacks(&mut self, now: Now) -> Result<(), String> {
         let (lacks, lost) = self.lacks_on_record();
         let number = self.next_lacks_file();
         let written = lacks::write(&*self.storage, &self.config.dir, number, &lacks);
@@ -443,22 +460,23 @@ impl Node {
             self.work.lacks_changed = true;
             return Ok(None);
         }
-        self.begin_span(now, replica, welcome, is_held)
+        self.begin_span(now, replica, welcome.node, (!is_held).then_some(welcome.durable))
     }
 
-    fn begin_span(
+    /// Begins a span for a replica, with a jump if the log does not hold what follows the place where it stands.
+    pub(super) fn begin_span(
         &mut self,
         now: Now,
         replica: &str,
-        welcome: &Welcome,
-        is_held: bool,
+        node: NodeId,
+        jumps_from: Option<Position>,
     ) -> Result<Option<Jump>, JoinError> {
         let to = self.log.durable();
         let epoch = self.state.epoch();
         // It may have missed any of their definitions: those that an earlier span has repeated, too.
         let volumes: Vec<_> = self.volume_specs().cloned().collect();
         self.begin(now).map_err(JoinError::Log)?;
-        let body = encode_body(&Spanned { replica: welcome.node });
+        let body = encode_body(&Spanned { replica: node });
         self.append_control(now, epoch, Kind::SpanBegin, VolumeId(0), &body).map_err(JoinError::Log)?;
         for spec in volumes {
             let body = encode_body(&VolumeDefined { name: spec.name, size: spec.size });
@@ -478,7 +496,7 @@ impl Node {
             group = %self.config.name, replica, bytes = lack.extents.bytes(),
             "a sync span begins"
         );
-        let jump = (!is_held).then_some(Jump { from: welcome.durable, to });
+        let jump = jumps_from.map(|from| Jump { from, to });
         self.lack_of(replica).jump = jump;
         let follower = self.followers.get_mut(replica).expect("it was looked up before");
         if let Some(jump) = jump {
@@ -716,13 +734,18 @@ impl Node {
 }
 
 /// Why a replica cannot be caught up.
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
     /// Only a copy of everything would do.
+    #[error("only a copy of everything would do")]
     NeedsCopy,
     /// What it lacks is being looked for.
+    #[error("what it lacks is being looked for")]
     NotYet,
     /// It could not be put on record.
+    #[error("{0}")]
     Record(String),
     /// The log takes no record.
+    #[error("the log takes no record: {0}")]
     Log(log::Error),
 }

@@ -8,10 +8,12 @@
 //! and the state still says that none of it is applied, so it is applied again. For the other jobs see their files.
 
 use super::Node;
+use super::check::{Check, Compared};
 use super::checkpoint::{Checkpoint, Recorded};
 use super::fold::Fold;
 use super::hydrate::{CatchUp, Hydrate};
 use super::span::{Copied, Copy, Survey, Surveyed};
+use super::verify::{Scanned, Scrub};
 use crate::io::File;
 use crate::log::segment::{Make, Spare};
 use crate::log::{self, Sync, Synced};
@@ -42,11 +44,13 @@ pub enum Lane {
     Copy,
     /// Everything else.
     Bulk,
+    /// What verification reads.
+    Verify,
 }
 
 impl Lane {
     /// All lanes, the most urgent first.
-    pub const ALL: [Lane; 5] = [Lane::Sync, Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk];
+    pub const ALL: [Lane; 6] = [Lane::Sync, Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk, Lane::Verify];
 }
 
 /// The book-keeping of background work.
@@ -157,6 +161,10 @@ pub enum Job {
     Survey(Survey),
     /// Read a part of a volume that a replica lacks.
     Copy(Copy),
+    /// Read a part of a volume to tell replicas what it holds.
+    Scrub(Scrub),
+    /// Read a part of a point to compare it with what the primary holds.
+    Check(Check),
 }
 
 /// The outcome of a [`Job`].
@@ -178,6 +186,10 @@ pub enum Done {
     Survey(Result<Surveyed, String>),
     /// Of a copy.
     Copy(Copied),
+    /// Of a scrub.
+    Scrub(Scanned),
+    /// Of a check.
+    Check(Compared),
 }
 
 impl Job {
@@ -193,6 +205,8 @@ impl Job {
             Job::Hydrate(_) => "hydrate",
             Job::Survey(_) => "survey",
             Job::Copy(_) => "copy",
+            Job::Scrub(_) => "scrub",
+            Job::Check(_) => "check",
         }
     }
 
@@ -207,6 +221,8 @@ impl Job {
             Job::Hydrate(hydrate) => Done::Hydrate(hydrate.run()),
             Job::Survey(survey) => Done::Survey(survey.run()),
             Job::Copy(copy) => Done::Copy(copy.run()),
+            Job::Scrub(scrub) => Done::Scrub(scrub.run()),
+            Job::Check(check) => Done::Check(check.run()),
         }
     }
 }
@@ -293,6 +309,7 @@ impl Node {
                 job
             }
             Lane::Bulk => self.poll_bulk(now),
+            Lane::Verify => self.poll_verify(now).or_else(|| self.poll_check()),
         }
     }
 
@@ -322,7 +339,8 @@ impl Node {
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
         let copies = self.followers.values().any(|follower| follower.connected && follower.lack.is_some());
         let copy = (copies && self.work.copy_at > now.mono).then_some(self.work.copy_at);
-        [ship, apply, checkpoint, retry, copy].into_iter().flatten().min()
+        let verify = self.verify_wakes(now);
+        [ship, apply, checkpoint, retry, copy, verify].into_iter().flatten().min()
     }
 
     /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.
@@ -341,6 +359,7 @@ impl Node {
             },
             Lane::Copy => !self.work.copying && self.copy_is_due(now),
             Lane::Bulk => !self.work.bulk && self.is_hydrating(),
+            Lane::Verify => self.verify_is_due(now) || self.check_is_due(),
         }
     }
 
@@ -462,6 +481,8 @@ impl Node {
                 self.work.copying = false;
                 self.finish_copy(now, copied);
             }
+            Done::Scrub(scanned) => self.finish_scrub(now, scanned),
+            Done::Check(compared) => self.finish_check(now, compared),
             Done::Checkpoint(Err(reason))
             | Done::Fold(Err(reason))
             | Done::Hydrate(Err(reason))

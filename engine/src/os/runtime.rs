@@ -72,6 +72,7 @@ struct Shared {
     apply: Condvar,
     copy: Condvar,
     bulk: Condvar,
+    verify: Condvar,
     /// Background work was done: whoever had to wait for room tries again.
     progress: Condvar,
     /// The group is to stop.
@@ -147,6 +148,7 @@ impl Group {
             apply: Condvar::new(),
             copy: Condvar::new(),
             bulk: Condvar::new(),
+            verify: Condvar::new(),
             progress: Condvar::new(),
             stopped: Condvar::new(),
             reads: Mutex::new(Some(reads)),
@@ -168,6 +170,8 @@ impl Group {
         start("copy", Box::new(move || of.work_loop(Lane::Copy, &of.copy)));
         let of = shared.clone();
         start("bulk", Box::new(move || of.work_loop(Lane::Bulk, &of.bulk)));
+        let of = shared.clone();
+        start("verify", Box::new(move || of.work_loop(Lane::Verify, &of.verify)));
         let of = shared.clone();
         let path = catalog.to_owned();
         start("catalog", Box::new(move || of.catalog_loop(&path)));
@@ -291,6 +295,7 @@ impl Group {
         self.shared.apply.notify_all();
         self.shared.copy.notify_all();
         self.shared.bulk.notify_all();
+        self.shared.verify.notify_all();
         self.shared.progress.notify_all();
         self.shared.stopped.notify_all();
         drop(self.shared.reads.lock().expect("no holder of the lock panics").take());
@@ -374,6 +379,7 @@ impl Shared {
             (Lane::Apply, &self.apply),
             (Lane::Copy, &self.copy),
             (Lane::Bulk, &self.bulk),
+            (Lane::Verify, &self.verify),
         ];
         for (lane, woken) in lanes {
             if inner.node.is_due(now, lane) {

@@ -17,7 +17,7 @@ use engine::guest::{Completion, Op, Refusal, Reply, Request};
 use engine::io::Storage;
 use engine::log::recovery::Report;
 use engine::log::ship::Stretch;
-use engine::node::config::{AckPolicy, Config, Limits, NewVolume, OnFull, Retention, Start};
+use engine::node::config::{AckPolicy, Config, Limits, NewVolume, OnFull, Retention, Start, Verification};
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::node::{Node, open};
@@ -76,6 +76,7 @@ pub fn primary_config(dir: &str) -> Config {
         on_full: OnFull::Stall,
         retention: Retention::default(),
         limits: limits(),
+        verify: Verification { every_ms: None, bytes_s: u64::MAX },
     }
 }
 
@@ -177,7 +178,7 @@ impl Driven {
             // What cannot be done is tried again and again; time goes on here, so there must be an end to it.
             for _ in 0..200 {
                 let mut ran = false;
-                for lane in [Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk] {
+                for lane in [Lane::Make, Lane::Apply, Lane::Copy, Lane::Bulk, Lane::Verify] {
                     let Some(job) = self.node.poll_job(self.now, lane) else { continue };
                     let done = job.run();
                     let now = self.now();

@@ -104,13 +104,23 @@ impl World {
                 let place = self.machines[*node].disk.rot_somewhere(&format!("{DIR}/log/"));
                 if place.is_some() {
                     self.machines[*node].damaged = true;
+                    self.machines[*node].log_damaged = true;
                 }
             }
+            Event::RotBase { node } => {
+                let place = self.machines[*node].disk.rot_somewhere(&format!("{DIR}/base/"));
+                if place.is_some() {
+                    self.machines[*node].damaged = true;
+                    self.machines[*node].base_rots += 1;
+                }
+            }
+            Event::Verify { on_mismatch } => self.verify(*on_mismatch)?,
             Event::LyingDisk { node, n, by } => {
                 let fault = if *by == 0 { Fault::Lose } else { Fault::Misdirect(*by) };
                 let rule = Rule::new(Call::Write, When::Nth(*n), fault).on(&format!("{DIR}/log/"));
                 self.machines[*node].disk.add_rule(rule);
                 self.machines[*node].damaged = true;
+                self.machines[*node].log_damaged = true;
             }
             Event::ClockJump { node, ns } => self.machines[*node].clock.jump(*ns),
             Event::ClockDrift { node, ppm } => self.machines[*node].clock.set_drift(*ppm),
@@ -140,6 +150,7 @@ impl World {
             | Event::DiskFull { node, .. }
             | Event::SlowDisk { node, .. }
             | Event::Rot { node }
+            | Event::RotBase { node }
             | Event::LyingDisk { node, .. }
             | Event::ClockJump { node, .. }
             | Event::ClockDrift { node, .. }
@@ -152,6 +163,7 @@ impl World {
             | Event::Abandon { .. }
             | Event::Stall { .. }
             | Event::Loss { .. }
+            | Event::Verify { .. }
             | Event::Scramble => 0,
         }
     }
@@ -190,6 +202,7 @@ impl World {
         m.odd_base = false;
         m.rules = false;
         m.damaged = false;
+        (m.base_rots, m.log_damaged) = (0, false);
         m.promised = Position::default();
         m.seen_epoch = Epoch(0);
         m.role = None;

@@ -53,6 +53,7 @@ impl World {
             on_full: self.options.on_full,
             retention: self.options.retention,
             limits: self.options.limits,
+            verify: self.options.verify,
         }
     }
 
@@ -78,6 +79,7 @@ impl World {
                     node,
                     sync: Slot::Idle,
                     bulk: Slot::Idle,
+                    verify: Slot::Idle,
                     dials: replicas.into_iter().map(|target| (target, Dial::new(at))).collect(),
                     incoming: BTreeMap::new(),
                     wake: None,
@@ -300,6 +302,7 @@ impl World {
             let idle = match lane {
                 Lane::Sync => live.sync.is_idle(),
                 Lane::Make | Lane::Apply | Lane::Copy | Lane::Bulk => live.bulk.is_idle(),
+                Lane::Verify => live.verify.is_idle(),
             };
             if !idle {
                 continue;
@@ -333,6 +336,7 @@ impl World {
             match lane {
                 Lane::Sync => live.sync = slot,
                 Lane::Make | Lane::Apply | Lane::Copy | Lane::Bulk => live.bulk = slot,
+                Lane::Verify => live.verify = slot,
             }
             return Ok(true);
         }
@@ -352,6 +356,7 @@ impl World {
             Lane::Make | Lane::Apply | Lane::Copy | Lane::Bulk => {
                 std::mem::replace(&mut live.bulk, Slot::Idle)
             }
+            Lane::Verify => std::mem::replace(&mut live.verify, Slot::Idle),
         };
         let done = match slot {
             Slot::Idle => return Ok(()),
@@ -374,6 +379,7 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let is_sync = matches!(done, Done::Sync(_));
         let folded = matches!(done, Done::Fold(Ok(_)));
+        let checked = matches!(done, Done::Check(_));
         live.node.finish(now, done);
         let durable = live.node.durable();
         if self.check_power(machine)? {
@@ -382,6 +388,9 @@ impl World {
         if is_sync {
             self.invariant_failed_sync_is_final(machine)?;
             self.trace(machine, "durable", &[("lsn", durable.lsn.0)]);
+        }
+        if checked {
+            self.invariant_mismatches_are_real(machine)?;
         }
         if folded {
             self.check_points(machine, 1)?;

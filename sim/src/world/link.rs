@@ -61,6 +61,8 @@ pub(super) struct Incoming {
     jump: Option<Jump>,
     /// Welcomed, by a primary of that epoch.
     epoch: Option<Epoch>,
+    /// The last of the node's asks that this session has sent.
+    asked: u64,
 }
 
 impl super::machine::Live {
@@ -98,6 +100,7 @@ impl World {
                     hello: None,
                     jump: None,
                     epoch: None,
+                    asked: 0,
                 };
                 live.incoming.insert(conn, incoming);
             }
@@ -261,7 +264,10 @@ impl World {
                         self.progress(machine);
                     }
                     sender::Event::Heard(_) => {}
-                    sender::Event::Asked(_) => self.count("asked", 1),
+                    sender::Event::Asked(ask) => {
+                        live.node.asked(&peer, ask);
+                        self.count("asked", 1);
+                    }
                     sender::Event::Rebuffed(rebuff) => {
                         let was = live.node.role();
                         live.node.rebuffed(now, &peer, &rebuff);
@@ -409,6 +415,12 @@ impl World {
                     receiver.handle_rebuff(Rebuff::Failed);
                 } else {
                     receiver.handle_durable(now, live.node.acknowledgeable());
+                    for (number, ask) in live.node.asks() {
+                        if number > incoming.asked {
+                            receiver.handle_ask(ask);
+                            incoming.asked = number;
+                        }
+                    }
                 }
             }
             while receiver.wants_input()

@@ -44,6 +44,8 @@ pub(super) struct Live {
     pub(super) node: Node,
     pub(super) sync: Slot,
     pub(super) bulk: Slot,
+    /// What verification reads.
+    pub(super) verify: Slot,
     pub(super) dials: BTreeMap<usize, Dial>,
     pub(super) incoming: BTreeMap<ConnId, Incoming>,
     pub(super) wake: Option<Time>,
@@ -87,6 +89,10 @@ pub(super) struct Machine {
     pub(super) odd_base: bool,
     /// Its operator wants old primaries as its replicas.
     pub(super) takes_back: bool,
+    /// Times that a base image of it has rotted.
+    pub(super) base_rots: u32,
+    /// Its log has rotted, or was lied about.
+    pub(super) log_damaged: bool,
     /// It lost its disk.
     pub(super) wiped: bool,
 }

@@ -129,6 +129,8 @@ impl World {
                     damaged: false,
                     odd_base: false,
                     takes_back: false,
+                    base_rots: 0,
+                    log_damaged: false,
                     wiped: false,
                 }
             })

@@ -8,6 +8,7 @@ use crate::ledger::{Timeline, key};
 use crate::options::Point;
 use crate::reference::Image;
 use crate::rng::PPM;
+use engine::event::OnMismatch;
 use engine::node::promote::PromoteError;
 use engine::state::Role;
 use engine::types::{Lsn, Timestamp};
@@ -36,6 +37,19 @@ impl World {
         let at = Lsn(window.horizon.0 + (span * u128::from(at_ppm) / u128::from(PPM)) as u64);
         // Within a sync span there is none; the operator takes the newest that is offered.
         Some(if node.check_point(at).is_ok() { at } else { window.latest })
+    }
+
+    /// Begins a round of verification on whoever serves.
+    pub(super) fn verify(&mut self, on_mismatch: OnMismatch) -> Result {
+        let at = self.now();
+        for machine in 0..self.machines.len() {
+            let now = self.machines[machine].clock.now(at);
+            let Some(live) = &mut self.machines[machine].live else { continue };
+            let begun = live.node.verify(now, on_mismatch);
+            self.count(if begun.is_ok() { "rounds begun" } else { "rounds refused" }, 1);
+            self.pump(machine)?;
+        }
+        Ok(())
     }
 
     /// Promotes at last: no job is out.
@@ -202,6 +216,7 @@ impl World {
             let image = self.read_point(machine, at)?;
             if let (Some(before), Some(image)) = (pin.hash, image)
                 && hash_of(&image) != before
+                && self.machines[machine].base_rots == 0
             {
                 let detail = format!("the pinned point at LSN {at} has changed");
                 return Err(self.broken("invariant_points_stable", machine, detail));

@@ -334,7 +334,7 @@ fn check_needs(needs: &Needs) -> Result<(), Error> {
 
 fn check_ask(ask: &Ask) -> Result<(), Error> {
     let sound = match ask {
-        Ask::Handover => true,
+        Ask::Handover | Ask::Checked(_) => true,
         Ask::Repair(lack) => is_sound(lack),
     };
     sound.then_some(()).ok_or(Error::Malformed(Kind::Ask))

@@ -20,7 +20,9 @@
 
 use super::decoder::Accept;
 use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer};
-use super::session::{Config, FEATURES, MAX_ASKS, MINOR, Reason, SPANS, Timer, Timers, Violation, offered};
+use super::session::{
+    Config, FEATURES, MAX_ASKS, MINOR, Reason, SCRUBS, SPANS, Timer, Timers, Violation, offered,
+};
 use engine::peer::{Ask, Batch, Hello, Jump, Lack, MAX_LACKS, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::{Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
@@ -209,7 +211,11 @@ impl Receiver {
     /// Asks something of the primary. Ignored while no session streams, or with a primary that knows of no asks;
     /// dropped if [`MAX_ASKS`] wait already.
     pub fn handle_ask(&mut self, ask: Ask) {
-        if self.state == State::Streaming && self.features & SPANS != 0 && self.asks.len() < MAX_ASKS {
+        let needed = match ask {
+            Ask::Handover | Ask::Repair(_) => SPANS,
+            Ask::Checked(_) => SPANS | SCRUBS,
+        };
+        if self.state == State::Streaming && self.features & needed == needed && self.asks.len() < MAX_ASKS {
             self.asks.push_back(ask);
         }
     }

@@ -17,7 +17,7 @@
 //! [`Sender::handle_attached`]. It does not read the log: [`Sender::poll_want`] says what is wanted next.
 
 use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer, check_batch};
-use super::session::{Config, MAX_ASKS, MINOR, Reason, SPANS, Timer, Timers, Violation, offer};
+use super::session::{Config, MAX_ASKS, MINOR, Reason, SCRUBS, SPANS, Timer, Timers, Violation, offer};
 use engine::peer::{Ask, Batch, Hello, Jump, MAX_LACKS, Needs, Rebuff, TakesBack, Welcome};
 use engine::types::{Epoch, Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
@@ -151,6 +151,11 @@ impl Sender {
                 self.events.push_back(Event::Heard(heartbeat));
             }
             (State::Attaching | State::Streaming, Frame::Ask(_)) if self.features & SPANS == 0 => {
+                self.violated(Violation::NotInForce { frame: kind });
+            }
+            (State::Attaching | State::Streaming, Frame::Ask(Ask::Checked(_)))
+                if self.features & SCRUBS == 0 =>
+            {
                 self.violated(Violation::NotInForce { frame: kind });
             }
             // Its welcome went out before it: the replica cannot know whether it is verified yet.

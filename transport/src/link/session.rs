@@ -17,8 +17,12 @@ pub const SPANS: u64 = 1 << 0;
 /// alone is kept there as a branch. It counts only beside [`SPANS`].
 pub const TAKES_BACK: u64 = 1 << 1;
 
+/// Feature: both sides know of scrub records, and the primary of what a replica says it found by them
+/// ([`Ask::Checked`](engine::peer::Ask::Checked)). It counts only beside [`SPANS`].
+pub const SCRUBS: u64 = 1 << 2;
+
 /// The optional features that this code can use, a bit for each.
-pub const FEATURES: u64 = SPANS | TAKES_BACK;
+pub const FEATURES: u64 = SPANS | TAKES_BACK | SCRUBS;
 
 /// The most asks that wait to be sent, or to be heard once the session has attached. What comes on top is
 /// dropped: an ask is a wish, and whoever has it sees what comes of it.
@@ -27,8 +31,8 @@ pub const MAX_ASKS: usize = 64;
 /// The features that a primary offers.
 pub(super) fn offer(takes_back: TakesBack) -> u64 {
     match takes_back {
-        TakesBack::No => SPANS,
-        TakesBack::Yes => SPANS | TAKES_BACK,
+        TakesBack::No => SPANS | SCRUBS,
+        TakesBack::Yes => SPANS | TAKES_BACK | SCRUBS,
     }
 }
 

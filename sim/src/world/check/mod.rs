@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `sectors` | backings and base images hold states of the log (1, 5) |
 //! | `logs` | logs are prefixes, and branches are kept (2, 7) |
+//! | `scrubs` | what verification finds is there |
 //! | `points` | heads and points are exact and stable (4, 5) |
 //! | `end` | convergence, and the last look |
 //! | `figures` | what is measured, not judged |
@@ -15,6 +16,7 @@ mod end;
 mod figures;
 mod logs;
 mod points;
+mod scrubs;
 mod sectors;
 
 use super::{Result, World};
