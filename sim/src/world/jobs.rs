@@ -193,6 +193,7 @@ impl World {
     pub(super) fn end_life(&mut self, machine: usize, death: Death) {
         let m = &mut self.machines[machine];
         m.life += 1;
+        m.looked = [None; 3];
         let Some(live) = m.live.take() else { return };
         // A failed sync leaves as much open as a power cut: a page may have been dropped as clean.
         if death == Death::Power || live.node.failed().is_some() {
@@ -383,7 +384,8 @@ impl World {
             self.trace(machine, "durable", &[("lsn", durable.lsn.0)]);
         }
         if folded {
-            self.check_points(machine, 1)?;
+            let look = self.draw_look();
+            self.check_points(machine, 1, look)?;
         }
         self.invariant_points_stay_retired(machine)?;
         self.progress(machine);
