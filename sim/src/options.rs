@@ -380,11 +380,16 @@ impl Options {
         Options { stack: Stack::Full, ..self }
     }
 
-    /// As [`Options::swarm`], through the real QUIC and TLS; most of its links lose some datagrams at all times.
+    /// As [`Options::swarm`], through the real QUIC and TLS; most of its links lose some datagrams at all
+    /// times, and a few are narrow.
     #[must_use]
     pub fn swarm_full_stack(seed: u64) -> Options {
         let mut options = Options::swarm(seed).full_stack();
         options.link.loss_ppm = *Rng::new(seed).child("datagrams").pick(&[0, 1_000, 10_000, 50_000]);
+        // A link that is slower than its guests: queues fill up and drop.
+        if Rng::new(seed).child("narrow links").chance(PPM / 12) {
+            options.link.bandwidth = Some(300_000);
+        }
         options
     }
 }

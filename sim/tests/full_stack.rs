@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 #[test]
 fn drawn_disasters_are_survived_and_the_network_did_its_worst() {
-    let counters = clean(Options::swarm_full_stack, 0..150);
+    let counters = clean(Options::swarm_full_stack, 0..120);
     let reached = [
         "batches appended",
         "session taken over",
