@@ -16,8 +16,9 @@ use engine::state::Role;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How long a supervisor waits before it starts a program again that could not start or has failed.
-const SUPERVISOR: Span = Span::from_ms(200);
+/// How long a supervisor waits before it starts a program again that could not start or has failed, as a part of the
+/// longest pause between two attempts to link up.
+const SUPERVISOR_PART: u64 = 5;
 
 impl World {
     /// What the operator has written into the node's configuration by now: a promoted node keeps no log for the
@@ -122,7 +123,7 @@ impl World {
                 self.invariant_torn_tails_open(machine, &error)?;
                 // A sync of recovery's own may have failed.
                 self.machines[machine].death = Death::Power;
-                self.plan_start(machine, SUPERVISOR);
+                self.plan_start(machine, self.supervisor_pause());
                 Ok(())
             }
         }
@@ -137,6 +138,10 @@ impl World {
             return Ok(());
         }
         Err(self.broken("invariant_torn_tails_open", machine, format!("the node does not open: {error}")))
+    }
+
+    fn supervisor_pause(&self) -> Span {
+        Span(self.options.max_retry.0 / SUPERVISOR_PART)
     }
 
     pub(super) fn plan_start(&mut self, machine: usize, after: Span) {
@@ -274,7 +279,8 @@ impl World {
                     return Err(self.broken("invariant_sound_disks_do_not_fail", machine, detail));
                 }
                 let life = self.machines[machine].life;
-                self.queue.push(at + SUPERVISOR, Ev::Heal(super::fault::Heal::Restart { machine, life }));
+                let pause = self.supervisor_pause();
+                self.queue.push(at + pause, Ev::Heal(super::fault::Heal::Restart { machine, life }));
             }
             return Ok(false);
         }
