@@ -60,7 +60,7 @@ pub(crate) struct Run {
 
 #[derive(Debug, Args)]
 pub(crate) struct Soak {
-    /// A shipped scenario's name, or a file; without it, everything is drawn from the seeds
+    /// A shipped scenario's name, or a file; without it, everything is drawn from the seeds, as with `swarm`; `swarm-long` draws the better part of an hour for each
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) scenario: Option<String>,
     /// Through the real QUIC and TLS, over datagrams that get lost, doubled and swapped

@@ -13,7 +13,7 @@ mod trace;
 
 use crate::exit::{Code, Failure};
 use crate::human::{self, Form};
-use ::sim::options::{Options, Stack};
+use ::sim::options::{DRAWN, Options, Stack};
 use ::sim::report;
 use ::sim::run::{Outcome, Verdict};
 use ::sim::scenario::{self, Assertions, Scenario};
@@ -43,6 +43,8 @@ pub(crate) struct Subject {
     proves: String,
     assertions: Assertions,
     scenario: Option<Scenario>,
+    /// Of a drawn run: whether it is a long one.
+    long: bool,
     /// The scenario's text, for traces.
     text: Option<String>,
     /// Where the files are that it names.
@@ -52,21 +54,29 @@ pub(crate) struct Subject {
 impl Subject {
     /// A scenario by its name or file; drawn runs without one.
     fn find(name: Option<&str>) -> Result<Subject, Failure> {
-        let Some(name) = name else {
-            return Ok(Subject {
-                name: "swarm".to_owned(),
-                proves: "Disasters drawn from the seed.".to_owned(),
-                assertions: Assertions::default(),
-                scenario: None,
-                text: None,
-                folder: PathBuf::new(),
-            });
+        let name = match name {
+            None => return Ok(Subject::drawn(false)),
+            Some(name) if name == DRAWN[0] => return Ok(Subject::drawn(false)),
+            Some(name) if name == DRAWN[1] => return Ok(Subject::drawn(true)),
+            Some(name) => name,
         };
         let text = match scenario::shipped(name) {
             Some(text) => return Subject::parse(name, text.to_owned(), Path::new("")),
             None => read(name)?,
         };
         Subject::parse(name, text, Path::new(name).parent().unwrap_or(Path::new("")))
+    }
+
+    fn drawn(long: bool) -> Subject {
+        Subject {
+            name: DRAWN[usize::from(long)].to_owned(),
+            proves: "Disasters drawn from the seed.".to_owned(),
+            assertions: Assertions::default(),
+            scenario: None,
+            long,
+            text: None,
+            folder: PathBuf::new(),
+        }
     }
 
     /// Files that the scenario names are looked for in `folder`.
@@ -79,6 +89,7 @@ impl Subject {
             proves: scenario.proves.clone(),
             assertions: scenario.assertions.clone(),
             scenario: Some(scenario),
+            long: false,
             text: Some(text),
             folder: folder.to_owned(),
         })
@@ -88,6 +99,8 @@ impl Subject {
         match (&self.scenario, stack) {
             (Some(scenario), Stack::Messages) => scenario.options(seed),
             (Some(scenario), Stack::Full) => scenario.options(seed).full_stack(),
+            (None, Stack::Messages) if self.long => Options::swarm_long(seed),
+            (None, Stack::Full) if self.long => Options::swarm_long_full_stack(seed),
             (None, Stack::Messages) => Options::swarm(seed),
             (None, Stack::Full) => Options::swarm_full_stack(seed),
         }

@@ -31,6 +31,9 @@ struct Header {
     /// Whether the frames went through the real QUIC and TLS.
     #[serde(default)]
     full_stack: bool,
+    /// Whether a drawn run was a long one.
+    #[serde(default)]
+    long: bool,
     /// The recorded workload that the scenario names.
     #[serde(default)]
     recording: Option<Recording>,
@@ -67,6 +70,7 @@ pub(super) fn write(
         requests: reduction.max_requests,
         faulty_ns: reduction.faulty.0,
         full_stack: stack == Stack::Full,
+        long: subject.long,
         recording: match subject.scenario.as_ref().and_then(Scenario::recording) {
             Some((_, hash)) => {
                 let here = std::path::absolute(&subject.folder).or_else(|_| std::env::current_dir());
@@ -109,7 +113,7 @@ pub(super) fn replay(arguments: &Replay, form: Form) -> Result<(), Failure> {
     let folder = header.recording.as_ref().map(|recording| recording.folder.clone()).unwrap_or_default();
     let subject = match header.scenario {
         Some(text) => Subject::parse(&path.to_string(), text, &folder)?,
-        None => Subject::find(None)?,
+        None => Subject::drawn(header.long),
     };
     if let Some((file, hash)) = subject.scenario.as_ref().and_then(Scenario::recording)
         && header.recording.as_ref().is_none_or(|recording| recording.hash != hex(hash))

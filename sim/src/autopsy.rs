@@ -56,7 +56,7 @@ pub fn records(node: &Node, disk: &Disk) -> Result<Vec<Record>, String> {
     let mut records: Vec<Record> = Vec::new();
     for segment in node.segments() {
         let path = format!("{}/log/{:08}.seg", node.config().dir, segment.slot);
-        let bytes = disk.peek(&path).ok_or_else(|| format!("{path} is gone"))?;
+        let bytes = disk.peek_start(&path, segment.end).ok_or_else(|| format!("{path} is gone"))?;
         let bytes = Bytes::from(bytes);
         let mut at = SEGMENT_HEADER_BYTES;
         while (at as u64) < segment.end {

@@ -106,6 +106,12 @@ impl Timeline {
         self.reference.is_state(self.prefix_at(lsn), image)
     }
 
+    /// The bytes of a range of a volume at an LSN.
+    #[must_use]
+    pub fn range_at(&self, lsn: Lsn, volume: usize, offset: u64, len: u64) -> Vec<u8> {
+        self.reference.range(self.prefix_at(lsn), volume, offset, len)
+    }
+
     /// The operation at an LSN.
     #[must_use]
     pub fn at(&self, lsn: Lsn) -> Option<&Entry> {

@@ -40,6 +40,8 @@ pub struct Options {
     pub verify: Verification,
     /// Of the sessions.
     pub session: session::Config,
+    /// The longest pause before a link is dialled again.
+    pub max_retry: Span,
     /// Between all regions.
     pub link: Link,
     /// What the sessions run over.
@@ -352,7 +354,7 @@ impl Options {
         };
         let faulty = Span::from_ms(*rng.pick(&[1_000, 3_000, 8_000]));
         let regions = ["east", "west", "north", "south"];
-        let mut events = draw_events(&mut root.child("events"), nodes, faulty);
+        let mut events = draw_events(&mut root.child("events"), nodes, faulty, Span(faulty.0 / 2));
         add_reprotects(&mut root.child("reprotects"), faulty, &mut events);
         Options {
             seed,
@@ -382,6 +384,7 @@ impl Options {
                 bytes_s: *root.child("verify rate").pick(&[1 << 20, u64::MAX]),
             },
             session,
+            max_retry: Span::from_ms(1_000),
             link: Link {
                 delay: Span::from_us(*rng.pick(&[200, 5_000, 40_000])),
                 jitter: Span::from_us(*rng.pick(&[0, 1_000, 10_000])),
@@ -399,6 +402,36 @@ impl Options {
     }
 }
 
+/// Names of drawn runs, where a scenario's name may stand.
+pub const DRAWN: [&str; 2] = ["swarm", "swarm-long"];
+
+impl Options {
+    /// As [`Options::swarm`], for the better part of an hour instead of seconds: guests that write now and then, time
+    /// limits as in production, and long stretches in which nothing goes wrong.
+    #[must_use]
+    pub fn swarm_long(seed: u64) -> Options {
+        let mut options = Options::swarm(seed);
+        let root = Rng::new(seed);
+        let mut rng = root.child("long options");
+        options.faulty = Span::from_secs(*rng.pick(&[1_000, 1_500, 3_000]));
+        options.healing = Span::from_secs(600);
+        options.probe_every = Span(options.faulty.0 / 40);
+        options.max_requests = 2_000;
+        options.workload.gap = Span::from_ms(*rng.pick(&[500, 2_000, 5_000]));
+        options.limits.checkpoint_ms = *rng.pick(&[1_000, 5_000, 30_000]);
+        options.limits.ship_delay_ms = *rng.pick(&[10, 100, 1_000]);
+        options.retention.age_ns = *rng.pick(&[60_000_000_000, 3_600_000_000_000]);
+        options.session.heartbeat_ms = *rng.pick(&[500, 1_000]);
+        options.session.silence_ms = 5 * options.session.heartbeat_ms;
+        options.session.opening_ms = 10 * options.session.heartbeat_ms;
+        options.max_retry = Span::from_ms(*rng.pick(&[1_000, 10_000, 10_000]));
+        let longest = Span::from_secs(*rng.pick(&[30, 120]));
+        options.events =
+            draw_events(&mut root.child("long events"), options.nodes.len(), options.faulty, longest);
+        options
+    }
+}
+
 #[cfg(feature = "full-stack")]
 impl Options {
     /// The same through the real QUIC and TLS.
@@ -407,11 +440,27 @@ impl Options {
         Options { stack: Stack::Full, ..self }
     }
 
-    /// As [`Options::swarm`], through the real QUIC and TLS; most of its links lose some datagrams at all times.
+    /// As [`Options::swarm`], through the real QUIC and TLS; most of its links lose some datagrams at all
+    /// times, and a few are narrow.
     #[must_use]
     pub fn swarm_full_stack(seed: u64) -> Options {
-        let mut options = Options::swarm(seed).full_stack();
+        Options::swarm(seed).over_datagrams()
+    }
+
+    /// As [`Options::swarm_long`], likewise.
+    #[must_use]
+    pub fn swarm_long_full_stack(seed: u64) -> Options {
+        Options::swarm_long(seed).over_datagrams()
+    }
+
+    fn over_datagrams(self) -> Options {
+        let seed = self.seed;
+        let mut options = self.full_stack();
         options.link.loss_ppm = *Rng::new(seed).child("datagrams").pick(&[0, 1_000, 10_000, 50_000]);
+        // A link that is slower than its guests: queues fill up and drop.
+        if Rng::new(seed).child("narrow links").chance(PPM / 12) {
+            options.link.bandwidth = Some(300_000);
+        }
         options
     }
 }
@@ -438,8 +487,8 @@ fn add_reprotects(rng: &mut Rng, faulty: Span, events: &mut Vec<Planned>) {
 /// The kind of [`draw_event`] that is a promotion.
 const PROMOTION: usize = 16;
 
-/// Draws which kinds of faults there are, and when they strike.
-fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
+/// Draws which kinds of faults there are, when they strike within `faulty`, and for how long, at most `longest`.
+fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span, longest: Span) -> Vec<Planned> {
     let count = *rng.pick(&[0_u64, 1, 3, 6, 10, 16]);
     let mut weights: Vec<u32> =
         (0..19).map(|_| if rng.chance(400_000) { 1 + rng.below(4) as u32 } else { 0 }).collect();
@@ -453,10 +502,10 @@ fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
     }
     for _ in 0..count {
         let at = Time(rng.below(faulty.0));
-        let event = draw_event(rng, rng.clone().weighted(&weights), nodes, faulty);
+        let event = draw_event(rng, rng.clone().weighted(&weights), nodes, longest);
         // Disasters like company: sometimes the next one strikes at nearly the same moment.
         if matches!(event, Event::Promote { .. }) && rng.chance(PPM / 4) {
-            let other = draw_event(rng, PROMOTION, nodes, faulty);
+            let other = draw_event(rng, PROMOTION, nodes, longest);
             events.push(Planned { at: at + Span(rng.below(2_000_000)), event: other });
         }
         events.push(Planned { at, event });
@@ -492,10 +541,10 @@ fn with_rounds(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Sp
     events
 }
 
-fn draw_event(rng: &mut Rng, kind: usize, nodes: usize, faulty: Span) -> Event {
+fn draw_event(rng: &mut Rng, kind: usize, nodes: usize, longest: Span) -> Event {
     let node = rng.below(nodes as u64) as usize;
     let other = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
-    let span = Span(1 + rng.below(faulty.0 / 2));
+    let span = Span(1 + rng.below(longest.0));
     match kind {
         0 => Event::PowerCut { node, off: span },
         1 => {

@@ -46,6 +46,11 @@ pub struct Operation {
 }
 
 impl Operation {
+    /// Behind its last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.len()
+    }
+
     pub(crate) fn len(&self) -> u64 {
         match &self.effect {
             Effect::Write(bytes) => bytes.len() as u64,
@@ -56,6 +61,24 @@ impl Operation {
     /// Whether it changes whole sectors only.
     pub(crate) fn is_aligned(&self) -> bool {
         (self.offset | self.len()).is_multiple_of(SECTOR as u64)
+    }
+
+    /// Does to a stretch of a volume what it does there; whether they meet at all.
+    fn overlay(&self, volume: usize, offset: u64, bytes: &mut [u8]) -> bool {
+        let from = self.offset.max(offset);
+        let to = self.end().min(offset + bytes.len() as u64);
+        if self.volume != volume || from >= to {
+            return false;
+        }
+        let target = &mut bytes[(from - offset) as usize..(to - offset) as usize];
+        match &self.effect {
+            Effect::Write(data) => {
+                let skip = (from - self.offset) as usize;
+                target.copy_from_slice(&data[skip..skip + target.len()]);
+            }
+            Effect::Zeros(_) => target.fill(0),
+        }
+        true
     }
 
     pub(crate) fn apply(&self, image: &mut Image) {
@@ -354,6 +377,18 @@ impl Reference {
         })
     }
 
+    /// The bytes of a range of a volume in the state after `prefix` operations. Must be known.
+    #[must_use]
+    pub fn range(&self, prefix: Prefix, volume: usize, offset: u64, len: u64) -> Vec<u8> {
+        let index = self.index(prefix).unwrap_or_else(|| panic!("the state after {prefix} is not known"));
+        let (at, image) = self.keyframes.range(..=index).next_back().expect("there is one at the start");
+        let mut bytes = image[volume][offset as usize..(offset + len) as usize].to_vec();
+        for entry in &self.entries[*at..index] {
+            entry.operation.overlay(volume, offset, &mut bytes);
+        }
+        bytes
+    }
+
     /// Which states an image is, latest first: more than one if operations changed nothing. Empty if it is none.
     #[must_use]
     pub fn prefixes_of(&self, image: &Image) -> Vec<Prefix> {
@@ -424,19 +459,8 @@ impl Reference {
             if index == first {
                 versions.push(bytes.clone());
             }
-            let operation = &entry.operation;
-            let from = (operation.offset as usize).max(start);
-            let to = ((operation.offset + operation.len()) as usize).min(end);
-            if operation.volume != volume || from >= to {
+            if !entry.operation.overlay(volume, offset, &mut bytes) {
                 continue;
-            }
-            let target = &mut bytes[from - start..to - start];
-            match &operation.effect {
-                Effect::Write(data) => {
-                    let skip = from - operation.offset as usize;
-                    target.copy_from_slice(&data[skip..skip + target.len()]);
-                }
-                Effect::Zeros(_) => target.fill(0),
             }
             if index >= first {
                 versions.push(bytes.clone());

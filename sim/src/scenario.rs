@@ -482,6 +482,7 @@ impl Reader<'_> {
                 opening_ms: 5_000,
                 ..small_sessions()
             },
+            max_retry: Span::from_ms(1_000),
             link: Link {
                 delay: ms(link.delay_ms),
                 jitter: ms(link.jitter_ms),

@@ -262,9 +262,11 @@ fn stamp(seed: u64, cookie: u64, len: u64) -> Bytes {
     let mut bytes = vec![0; len as usize];
     for (sector, bytes) in bytes.chunks_mut(SECTOR as usize).enumerate() {
         let word = mix(seed ^ cookie << 16 ^ sector as u64);
-        for (at, chunk) in bytes.chunks_mut(8).enumerate() {
-            chunk.copy_from_slice(&word.wrapping_add(at as u64).to_le_bytes()[..chunk.len()]);
+        let (words, rest) = bytes.as_chunks_mut::<8>();
+        for (at, chunk) in words.iter_mut().enumerate() {
+            *chunk = word.wrapping_add(at as u64).to_le_bytes();
         }
+        rest.copy_from_slice(&word.wrapping_add(words.len() as u64).to_le_bytes()[..rest.len()]);
     }
     Bytes::from(bytes)
 }

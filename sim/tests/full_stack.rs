@@ -39,6 +39,31 @@ fn drawn_disasters_are_survived_and_the_network_did_its_worst() {
     assert!(missing.is_empty(), "never reached: {missing:?}, of {counters:#?}");
 }
 
+/// Links, timers and clocks over the better part of an hour each: most of the time nothing goes wrong.
+#[test]
+fn long_runs_are_survived() {
+    let seconds = std::cell::Cell::new(0);
+    let options = |seed| {
+        let options = Options::swarm_long_full_stack(seed);
+        seconds.set(seconds.get() + options.faulty.0 / 1_000_000_000);
+        options
+    };
+    // `.ci/run` has many more.
+    let counters = clean(options, 0..30);
+    assert!(seconds.get() >= 30 * 1_000);
+    let reached = [
+        "promoted",
+        "points pinned",
+        "session lost",
+        "network: stall",
+        "network: late frames of an old connection",
+        "network: connection lost by silence",
+        "converged on one primary",
+    ];
+    let missing: Vec<_> = reached.iter().filter(|name| !counters.contains_key(**name)).collect();
+    assert!(missing.is_empty(), "never reached: {missing:?}, of {counters:#?}");
+}
+
 fn signature(outcome: &Outcome) -> (u64, u64, u64, &BTreeMap<String, u64>) {
     (outcome.hash, outcome.events, outcome.steps, &outcome.counters)
 }

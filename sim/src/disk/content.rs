@@ -47,6 +47,18 @@ impl Content {
         }
     }
 
+    /// The first so many bytes.
+    pub(super) fn bytes(&self, len: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len as usize);
+        for (page, _, take) in pieces(0, len) {
+            match self.pages.get(&page) {
+                Some(page) => bytes.extend_from_slice(&page[..take]),
+                None => bytes.resize(bytes.len() + take, 0),
+            }
+        }
+        bytes
+    }
+
     pub(super) fn write(&mut self, mut bytes: &[u8], offset: u64) {
         for (page, within, take) in pieces(offset, bytes.len() as u64) {
             let (piece, rest) = bytes.split_at(take);

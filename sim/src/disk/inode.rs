@@ -70,6 +70,11 @@ impl Inode {
         self.cached.read(buf, offset);
     }
 
+    /// The first so many bytes.
+    pub(super) fn bytes(&self, len: u64) -> Vec<u8> {
+        self.cached.bytes(len)
+    }
+
     pub(super) fn sector(&self, sector: u64) -> &Sector {
         self.cached.sector(sector)
     }

@@ -74,6 +74,8 @@ struct State {
     hidden: Overlay,
     cut: Option<(u64, Side)>,
     uncached_ppm: u32,
+    /// Reads are those of a check.
+    observed: bool,
     latency: Latency,
     elapsed: Span,
     counts: Counts,
@@ -102,6 +104,7 @@ impl Disk {
                 hidden: Overlay::new(),
                 cut: None,
                 uncached_ppm: 0,
+                observed: false,
                 latency: Latency::NONE,
                 elapsed: Span(0),
                 counts: Counts::default(),
@@ -292,6 +295,14 @@ impl Disk {
 
     // -- for the checks: no call is counted, no fault applies
 
+    /// Lets a check read through the program itself: until the guard is dropped, calls that change nothing are not
+    /// counted, take no time and meet no rule, so that how much is looked at moves nothing in a run. Damage shows.
+    #[must_use]
+    pub fn observe(&self) -> Observing {
+        self.state().observed = true;
+        Observing(self.clone())
+    }
+
     /// How often each call was made.
     #[must_use]
     pub fn counts(&self) -> Counts {
@@ -321,9 +332,15 @@ impl Disk {
     pub fn peek(&self, path: &str) -> Option<Vec<u8>> {
         let state = self.state();
         let inode = &state.inodes[&state.names.file(names::normal(path)).ok()?];
-        let mut bytes = vec![0; inode.len as usize];
-        inode.read(&mut bytes, 0);
-        Some(bytes)
+        Some(inode.bytes(inode.len))
+    }
+
+    /// The first so many of a file's pristine bytes, or as many as there are.
+    #[must_use]
+    pub fn peek_start(&self, path: &str, len: u64) -> Option<Vec<u8>> {
+        let state = self.state();
+        let inode = &state.inodes[&state.names.file(names::normal(path)).ok()?];
+        Some(inode.bytes(len.min(inode.len)))
     }
 
     /// A file's pristine bytes as far as no power cut can take them.
@@ -364,6 +381,16 @@ impl Disk {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic under this lock is a failed run already; what the disk holds is still worth a look.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, reads are those of a check ([`Disk::observe`]).
+#[derive(Debug)]
+pub struct Observing(Disk);
+
+impl Drop for Observing {
+    fn drop(&mut self) {
+        self.0.state().observed = false;
     }
 }
 

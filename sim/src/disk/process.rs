@@ -71,9 +71,11 @@ impl Process {
         if !state.processes.contains(&self.id) {
             return Err(Error::other(if state.powered { Gone::Killed } else { Gone::Off }));
         }
+        if state.observed && !call.changes() {
+            return act(state, None);
+        }
         state.counts.count(call);
-        let at = state.counts.changes();
-        let cut = state.cut.filter(|(cut_at, _)| call.changes() && *cut_at <= at);
+        let cut = state.cut.filter(|(at, _)| call.changes() && *at <= state.counts.changes());
         if let Some((_, side)) = cut {
             state.inject(cut_name(call, side));
         }
@@ -346,7 +348,7 @@ impl File for Handle {
 
     fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.call(Call::Read, 0, |state, _| {
-            if state.rng.chance(state.uncached_ppm) {
+            if !state.observed && state.rng.chance(state.uncached_ppm) {
                 state.inject("uncached read");
                 return Err(ErrorKind::WouldBlock.into());
             }

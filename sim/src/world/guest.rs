@@ -478,7 +478,11 @@ impl World {
 
 /// The bytes of pieces.
 pub(super) fn flatten(pieces: &[Piece]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let len = |piece: &Piece| match piece {
+        Piece::Bytes(part) => part.len(),
+        Piece::Hole(len) => *len as usize,
+    };
+    let mut bytes = Vec::with_capacity(pieces.iter().map(len).sum());
     for piece in pieces {
         match piece {
             Piece::Bytes(part) => bytes.extend_from_slice(part),

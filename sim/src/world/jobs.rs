@@ -16,8 +16,9 @@ use engine::state::Role;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How long a supervisor waits before it starts a program again that could not start or has failed.
-const SUPERVISOR: Span = Span::from_ms(200);
+/// How long a supervisor waits before it starts a program again that could not start or has failed, as a part of the
+/// longest pause between two attempts to link up.
+const SUPERVISOR_PART: u64 = 5;
 
 impl World {
     /// What the operator has written into the node's configuration by now: a promoted node keeps no log for the
@@ -125,7 +126,7 @@ impl World {
                 self.invariant_torn_tails_open(machine, &error)?;
                 // A sync of recovery's own may have failed.
                 self.machines[machine].death = Death::Power;
-                self.plan_start(machine, SUPERVISOR);
+                self.plan_start(machine, self.supervisor_pause());
                 Ok(())
             }
         }
@@ -140,6 +141,10 @@ impl World {
             return Ok(());
         }
         Err(self.broken("invariant_torn_tails_open", machine, format!("the node does not open: {error}")))
+    }
+
+    fn supervisor_pause(&self) -> Span {
+        Span(self.options.max_retry.0 / SUPERVISOR_PART)
     }
 
     pub(super) fn plan_start(&mut self, machine: usize, after: Span) {
@@ -196,6 +201,7 @@ impl World {
     pub(super) fn end_life(&mut self, machine: usize, death: Death) {
         let m = &mut self.machines[machine];
         m.life += 1;
+        m.looked = [None; 3];
         let Some(live) = m.live.take() else { return };
         // A failed sync leaves as much open as a power cut: a page may have been dropped as clean.
         if death == Death::Power || live.node.failed().is_some() {
@@ -276,7 +282,8 @@ impl World {
                     return Err(self.broken("invariant_sound_disks_do_not_fail", machine, detail));
                 }
                 let life = self.machines[machine].life;
-                self.queue.push(at + SUPERVISOR, Ev::Heal(super::fault::Heal::Restart { machine, life }));
+                let pause = self.supervisor_pause();
+                self.queue.push(at + pause, Ev::Heal(super::fault::Heal::Restart { machine, life }));
             }
             return Ok(false);
         }
@@ -393,7 +400,8 @@ impl World {
             self.invariant_mismatches_are_real(machine)?;
         }
         if folded {
-            self.check_points(machine, 1)?;
+            let look = self.draw_look();
+            self.check_points(machine, 1, look)?;
         }
         self.invariant_points_stay_retired(machine)?;
         self.progress(machine);

@@ -20,7 +20,6 @@ use transport::link::sender::{self, Sender};
 const CONNECT: Span = Span::from_ms(1_000);
 /// The waits before dialling again.
 const MIN_RETRY_MS: u64 = 20;
-const MAX_RETRY_MS: u64 = 1_000;
 
 /// The longest record: a sync span's copy. (Guests write less at once here.)
 const LONGEST_RECORD: usize = (256 << 10) + (4 << 10);
@@ -158,7 +157,7 @@ impl World {
             self.net.close(at, conn, End::Dialer);
         }
         let wait = dial.retry_ms;
-        let next = (wait * 2).min(MAX_RETRY_MS);
+        let next = (wait * 2).min(self.options.max_retry.0 / 1_000_000);
         *dial = Dial { retry_ms: next, ..Dial::new(at + Span::from_ms(wait) + Span(jitter)) };
         live.node.link_changed(&peer, false);
     }
@@ -193,7 +192,7 @@ impl World {
                     dial.at = at + CONNECT;
                     dial.conn = Some(self.net.dial(at, Host(machine as u32), Host(target as u32)));
                 } else if at >= dial.at {
-                    dial.at = at + Span::from_ms(MAX_RETRY_MS);
+                    dial.at = at + self.options.max_retry;
                 }
                 return Ok(());
             };

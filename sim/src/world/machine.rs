@@ -1,5 +1,6 @@
 //! A machine: a disk, a clock, and at most one life of the program.
 
+use super::check::Mark;
 use super::link::{Dial, Incoming};
 use crate::clock::{NodeClock, Span, Time};
 use crate::disk::{Disk, Process};
@@ -81,6 +82,8 @@ pub(super) struct Machine {
     pub(super) reign: Option<Key>,
     /// The role that it was last seen in.
     pub(super) role: Option<Role>,
+    /// Up to where each place of it has been compared.
+    pub(super) looked: [Option<Mark>; 3],
     /// Rules of the disk may strike.
     pub(super) rules: bool,
     /// Its disk has broken its own promises.

@@ -71,6 +71,8 @@ pub(crate) struct World {
     options: Options,
     root: Rng,
     rng: Rng,
+    /// How much a check looks at: its draws move nothing else.
+    looks: Rng,
     time: Time,
     queue: Queue<Ev>,
     net: Either,
@@ -125,6 +127,7 @@ impl World {
                     seen_epoch: Epoch(0),
                     reign: None,
                     role: None,
+                    looked: [None; 3],
                     rules: false,
                     damaged: false,
                     odd_base: false,
@@ -142,6 +145,7 @@ impl World {
         let trace = Trace::new(options.keep);
         World {
             rng: root.child("world"),
+            looks: root.child("looks"),
             root,
             time: Time(0),
             queue,
@@ -257,7 +261,8 @@ impl World {
                     + Span(self.rng.below(self.options.probe_every.0 + 1));
                 self.queue.push(next, Ev::Probe);
                 let machine = self.rng.below(self.machines.len() as u64) as usize;
-                self.probe(machine)
+                let look = self.draw_look();
+                self.probe(machine, look)
             }
             Ev::Sample => {
                 self.sample();

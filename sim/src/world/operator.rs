@@ -1,5 +1,6 @@
 //! The operator: promotes replicas, opens points.
 
+use super::check::Look;
 use super::machine::Pin;
 use super::{Ev, Result, World};
 use crate::clock::Span;
@@ -98,7 +99,7 @@ impl World {
                 }
                 self.figure_failover(machine, at);
                 self.take_reign(machine)?;
-                self.check_image(machine, at, "invariant_points_exact")?;
+                self.check_image(machine, at, "invariant_points_exact", Look::Whole)?;
                 self.invariant_branches_kept(machine)?;
             }
             Err(PromoteError::Busy) => {

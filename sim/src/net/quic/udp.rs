@@ -115,9 +115,6 @@ impl Udp {
 
     fn plan(&mut self, left: Time, link: Link, datagram: Datagram) {
         let mut at = left + link.delay + Span(self.rng.below(link.jitter.0 + 1));
-        if let Some(until) = datagram.conn.and_then(|conn| self.holds.get(&conn)) {
-            at = at.max(*until);
-        }
         // Datagrams on one way share queues, so that the delay of neighbours is nearly the same. A stack that finds
         // every third one out of order would rightly take the path for congested.
         let last = self.last_arrival.entry((datagram.from, datagram.to)).or_default();
@@ -127,6 +124,10 @@ impl Udp {
             self.count("datagram that others overtake", 1);
         } else {
             *last = at;
+        }
+        // A connection that is held holds up no other on the same way.
+        if let Some(until) = datagram.conn.and_then(|conn| self.holds.get(&conn)) {
+            at = at.max(*until);
         }
         self.under_way.push(at, datagram);
     }
@@ -182,5 +183,32 @@ impl Udp {
 
     pub(super) fn counts(&self) -> &BTreeMap<&'static str, u64> {
         &self.counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It did until the long runs: every later connection of the two hosts died by silence.
+    #[test]
+    fn a_connection_that_stands_still_holds_up_no_other() {
+        let link = Link { delay: Span::from_ms(10), ..Link::default() };
+        let mut udp = Udp::new(Rng::new(1), link);
+        let datagram = |conn| Datagram {
+            from: Host(0),
+            to: Host(1),
+            conn: Some((ConnId(conn), End::Listener)),
+            settled: true,
+            bytes: BytesMut::zeroed(100),
+        };
+        udp.hold(ConnId(1), End::Listener, Time(0) + Span::from_secs(1_000));
+        udp.send(Time(0), datagram(1));
+        udp.send(Time(0), datagram(2));
+        let soon = Time(0) + Span::from_secs(1);
+        let arrived = std::iter::from_fn(|| udp.arrive(soon)).map(|datagram| datagram.conn);
+        let arrived: BTreeSet<_> = arrived.collect();
+        assert_eq!(arrived, BTreeSet::from([Some((ConnId(2), End::Listener))]));
+        assert_eq!(udp.next_at(), Some(Time(0) + Span::from_secs(1_000)));
     }
 }

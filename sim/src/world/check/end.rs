@@ -1,6 +1,7 @@
 //! Convergence: what has to be the case once everything is healed, and the last look at all nodes.
 
 use super::super::{Result, World};
+use super::Look;
 use crate::ledger::key;
 use crate::run::Violation;
 use engine::node::config::{AckPolicy, OnFull};
@@ -135,7 +136,7 @@ impl World {
     pub(in crate::world) fn final_checks(&mut self) -> Result {
         self.sample();
         for machine in 0..self.machines.len() {
-            self.probe(machine)?;
+            self.probe(machine, Look::Whole)?;
             self.invariant_branches_kept(machine)?;
             let reign =
                 self.machines[machine].live.as_ref().and_then(|live| live.node.history().last().map(key));

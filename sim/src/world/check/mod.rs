@@ -19,6 +19,8 @@ mod points;
 mod scrubs;
 mod sectors;
 
+pub(super) use points::{Look, Mark};
+
 use super::{Result, World};
 use crate::autopsy;
 use crate::ledger::{Key, key};
@@ -60,7 +62,7 @@ impl World {
                 let tip = self.machines[machine].live.as_ref().map(|live| live.node.log().tip());
                 let tip = tip.expect("it has just been opened");
                 self.note_position(machine, own, tip.position())?;
-                self.check_image(machine, tip.lsn, "invariant_honest_acknowledgement")?;
+                self.check_image(machine, tip.lsn, "invariant_honest_acknowledgement", Look::Whole)?;
                 self.invariant_branches_kept(machine)
             }
             Role::Replica => {
@@ -78,7 +80,7 @@ impl World {
                     self.check_log(machine, reign)?;
                 }
                 self.invariant_retired_before_folded(machine)?;
-                self.check_points(machine, 1)
+                self.check_points(machine, 1, Look::Whole)
             }
             Role::Fenced => {
                 self.count("opened fenced", 1);
@@ -158,11 +160,11 @@ impl World {
             Role::Primary => live.node.log().tip().lsn,
             Role::Replica | Role::Fenced => live.node.durable().lsn,
         };
-        self.check_image(machine, at, "invariant_points_exact")
+        self.check_image(machine, at, "invariant_points_exact", Look::Whole)
     }
 
     /// A look at a node at a random moment.
-    pub(in crate::world) fn probe(&mut self, machine: usize) -> Result {
+    pub(in crate::world) fn probe(&mut self, machine: usize, look: Look) -> Result {
         self.invariant_bounded(machine)?;
         self.invariant_honest_lag(machine)?;
         let Some(live) = &self.machines[machine].live else { return Ok(()) };
@@ -180,13 +182,13 @@ impl World {
                     self.invariant_write_ahead(machine, own, durable)?;
                 }
                 let tip = self.machines[machine].live.as_ref().map(|live| live.node.log().tip().lsn);
-                self.check_image(machine, tip.unwrap_or_default(), "invariant_reads_are_right")?;
+                self.check_image(machine, tip.unwrap_or_default(), "invariant_reads_are_right", look)?;
             }
             (Role::Replica, _) => self.invariant_retired_before_folded(machine)?,
             _ => {}
         }
         if role != Role::Fenced {
-            self.check_points(machine, 2)?;
+            self.check_points(machine, 2, look)?;
         }
         Ok(())
     }

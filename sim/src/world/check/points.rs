@@ -1,71 +1,192 @@
 //! Guarantees 4 and 5: what a node serves, now and at its points, is the state at an LSN, bit for bit.
+//!
+//! - A [`Look::Whole`] reads whole volumes: at openings, promotions and the end, and at drawn moments in between.
+//! - A [`Look::Changed`] reads what was written since the place was last compared; only a run's own bug could have
+//!   changed the rest, and the next whole look finds that.
+//! - Looks are drawn by a generator of their own, and their reads count for nothing on the disk
+//!   ([`Disk::observe`](crate::disk::Disk::observe)): how much is looked at changes no run.
 
 use super::super::guest::flatten;
 use super::super::{Result, World};
 use crate::ledger::{Key, Timeline, key};
 use crate::reference::{Image, Prefix};
+use crate::rng::PPM;
 use engine::guest::{Op, Request};
 use engine::node::primary::Submitted;
 use engine::read::Wait;
 use engine::state::Role;
 use engine::types::{Extent, Lsn, VolumeId};
 
+/// How much of a state is read back and compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::world) enum Look {
+    /// All of it.
+    Whole,
+    /// What was written since the last look at the same place.
+    Changed,
+}
+
+/// Up to where a place of a node has been compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::world) struct Mark {
+    /// The reign that the node followed.
+    own: Key,
+    /// The gaps in its history: behind another one, what it holds came by copies.
+    gaps: usize,
+    at: Lsn,
+}
+
+/// What of a node is compared again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spot {
+    Horizon,
+    Latest,
+    Head,
+}
+
+/// A stretch of a volume, by its index.
+type Place = (usize, Extent);
+
+/// The probability of a [`Look::Whole`].
+const WHOLE_PPM: u32 = PPM / 4;
+/// Written stretches that are nearer to each other than this are read as one.
+const NEAR_BYTES: u64 = 4 << 10;
+/// With more stretches than this, all is read.
+const MAX_PLACES: usize = 24;
+
 impl World {
+    /// How much the next check looks at.
+    pub(in crate::world) fn draw_look(&mut self) -> Look {
+        if self.looks.chance(WHOLE_PPM) { Look::Whole } else { Look::Changed }
+    }
+
     /// What a node serves, or its newest point, is the state at an LSN.
     pub(in crate::world) fn check_image(
         &mut self,
         machine: usize,
         at: Lsn,
         invariant: &'static str,
+        look: Look,
     ) -> Result {
         let Some(live) = &self.machines[machine].live else { return Ok(()) };
         let Some(own) = live.node.history().last().map(key) else { return Ok(()) };
-        let image = match live.node.role() {
-            Role::Primary => self.read_head(machine)?,
-            _ => self.read_point(machine, at)?,
-        };
-        let Some(image) = image else { return Ok(()) };
-        let Some(timeline) = self.timelines.get(&own) else { return Ok(()) };
-        self.compare(machine, timeline, &image, at, invariant)
-    }
-
-    fn compare(
-        &self,
-        machine: usize,
-        timeline: &Timeline,
-        image: &Image,
-        at: Lsn,
-        invariant: &'static str,
-    ) -> Result {
-        // A writer whose disk dropped what was durable has written another history over it.
-        let rewritten = self.machines.iter().any(|m| m.damaged && m.reign.is_some());
-        if rewritten || self.machines[machine].damaged || timeline.is_state_at(at, image) {
+        if !self.timelines.contains_key(&own) {
             return Ok(());
         }
-        let why = timeline.reference.check(image, Prefix(0), timeline.reference.end());
-        let why = match why {
-            Ok(prefix) => format!("it is the state at LSN {}", timeline.lsn_of(prefix)),
-            Err(wrong) => wrong.to_string(),
-        };
-        Err(self.broken(invariant, machine, format!("not the state at LSN {at}: {why}")))
+        let spot = if live.node.role() == Role::Primary { Spot::Head } else { Spot::Latest };
+        self.compare(machine, own, spot, at, invariant, look)
     }
 
-    /// All volumes as guests see them; nothing if the disk may refuse.
-    fn read_head(&mut self, machine: usize) -> Result<Option<Image>> {
+    /// Reads a spot of a node, and compares it with the state at an LSN.
+    fn compare(
+        &mut self,
+        machine: usize,
+        own: Key,
+        spot: Spot,
+        at: Lsn,
+        invariant: &'static str,
+        look: Look,
+    ) -> Result {
+        let m = &self.machines[machine];
+        let gaps = m.live.as_ref().map_or(0, |live| live.node.state().gaps.len());
+        let known = m.looked[spot as usize].filter(|mark| mark.own == own && mark.gaps == gaps);
+        let places = match (look, known) {
+            (Look::Changed, Some(mark)) => self.changed(&self.timelines[&own], mark.at, at),
+            _ => None,
+        };
+        let pieces = match (spot, &places) {
+            (_, Some(places)) if places.is_empty() => Some(Vec::new()),
+            (Spot::Head, Some(places)) => self.read_head(machine, places)?,
+            (Spot::Head, None) => self.read_head(machine, &self.whole())?,
+            (_, Some(places)) => self.read_places(machine, at, places)?,
+            (_, None) => self.read_places(machine, at, &self.whole())?,
+        };
+        let Some(pieces) = pieces else { return Ok(()) };
+        self.compare_bytes(machine, own, at, invariant, places.as_deref(), &pieces)?;
+        self.machines[machine].looked[spot as usize] = Some(Mark { own, gaps, at });
+        Ok(())
+    }
+
+    /// Compares what was read with the state at an LSN: whole volumes, or places of them.
+    fn compare_bytes(
+        &self,
+        machine: usize,
+        own: Key,
+        at: Lsn,
+        invariant: &'static str,
+        places: Option<&[Place]>,
+        found: &Image,
+    ) -> Result {
+        let timeline = &self.timelines[&own];
+        // A writer whose disk dropped what was durable has written another history over it.
+        let rewritten = self.machines.iter().any(|m| m.damaged && m.reign.is_some());
+        if rewritten || self.machines[machine].damaged {
+            return Ok(());
+        }
+        let Some(places) = places else {
+            if timeline.is_state_at(at, found) {
+                return Ok(());
+            }
+            let why = match timeline.reference.check(found, Prefix(0), timeline.reference.end()) {
+                Ok(prefix) => format!("it is the state at LSN {}", timeline.lsn_of(prefix)),
+                Err(wrong) => wrong.to_string(),
+            };
+            return Err(self.broken(invariant, machine, format!("not the state at LSN {at}: {why}")));
+        };
+        let wrong = places.iter().zip(found).find(|((volume, extent), found)| {
+            timeline.range_at(at, *volume, extent.offset, extent.len) != **found
+        });
+        let Some(((volume, extent), _)) = wrong else { return Ok(()) };
+        let detail = format!(
+            "not the state at LSN {at}: volume {volume} differs within {} bytes from byte {}",
+            extent.len, extent.offset
+        );
+        Err(self.broken(invariant, machine, detail))
+    }
+
+    /// All of all volumes.
+    fn whole(&self) -> Vec<Place> {
+        let sizes = self.options.workload.volumes.iter();
+        sizes.enumerate().map(|(volume, size)| (volume, Extent::new(0, *size))).collect()
+    }
+
+    /// Where two states differ, as far as anybody wrote; nothing if that is nearly everywhere.
+    fn changed(&self, timeline: &Timeline, from: Lsn, to: Lsn) -> Option<Vec<Place>> {
+        if to <= from {
+            return (to == from).then(Vec::new);
+        }
+        let written = timeline.range(from.next()..=to).map(|(_, entry)| &entry.operation);
+        let mut written: Vec<(usize, u64, u64)> =
+            written.map(|operation| (operation.volume, operation.offset, operation.end())).collect();
+        written.sort_unstable();
+        let mut places: Vec<(usize, u64, u64)> = Vec::new();
+        for (volume, start, end) in written {
+            match places.last_mut() {
+                Some(last) if last.0 == volume && start <= last.2 + NEAR_BYTES => last.2 = last.2.max(end),
+                _ => places.push((volume, start, end)),
+            }
+        }
+        let place = |(volume, start, end): (usize, u64, u64)| (volume, Extent::new(start, end - start));
+        (places.len() <= MAX_PLACES).then(|| places.into_iter().map(place).collect())
+    }
+
+    /// Places as guests see them; nothing if the disk may refuse.
+    fn read_head(&mut self, machine: usize, places: &[Place]) -> Result<Option<Image>> {
         let time = self.now();
+        let _observing = self.machines[machine].disk.observe();
         let now = self.machines[machine].clock.now(time);
         let mut image = Vec::new();
-        for (index, size) in self.options.workload.volumes.clone().iter().enumerate() {
+        for (index, extent) in places {
             let Some(live) = &mut self.machines[machine].live else { return Ok(None) };
             if !live.node.volume_specs().any(|spec| spec.id.0 as usize == index + 1) {
                 // It is defined later than the point that was promoted.
-                image.push(vec![0; *size as usize]);
+                image.push(vec![0; extent.len as usize]);
                 continue;
             }
-            let op = Op::Read(Extent::new(0, *size));
+            let op = Op::Read(*extent);
             let mut requests = vec![Request { cookie: u64::MAX, op, fua: false }];
             let mut out = Submitted::default();
-            live.node.submit(now, VolumeId(index as u32 + 1), &mut requests, &mut out);
+            live.node.submit(now, VolumeId(*index as u32 + 1), &mut requests, &mut out);
             let Some((_, _, plan)) = out.reads.pop() else {
                 if self.machines[machine].is_excused() {
                     return Ok(None);
@@ -82,13 +203,17 @@ impl World {
                 }
             }
         }
-        let _ = self.machines[machine].disk.take_latency();
         Ok(Some(image))
     }
 
     /// All volumes at a point; nothing if the disk may refuse.
     pub(in crate::world) fn read_point(&mut self, machine: usize, at: Lsn) -> Result<Option<Image>> {
-        let sizes = self.options.workload.volumes.clone();
+        self.read_places(machine, at, &self.whole())
+    }
+
+    /// Places at a point; nothing if the disk may refuse.
+    fn read_places(&mut self, machine: usize, at: Lsn, places: &[Place]) -> Result<Option<Image>> {
+        let _observing = self.machines[machine].disk.observe();
         let Some(live) = &mut self.machines[machine].live else { return Ok(None) };
         if let Err(error) = live.node.pin(at) {
             let detail = format!("the point at LSN {at} cannot be opened: {error}");
@@ -96,17 +221,16 @@ impl World {
         }
         let mut image = Vec::new();
         let mut failed = None;
-        for (index, size) in sizes.iter().enumerate() {
-            let plan = live.node.plan_point(VolumeId(index as u32 + 1), at, Extent::new(0, *size));
-            match plan.map(|plan| plan.read_all()) {
-                Some(Ok(bytes)) => image.push(bytes.to_vec()),
+        for (index, extent) in places {
+            let plan = live.node.plan_point(VolumeId(*index as u32 + 1), at, *extent);
+            match plan.map(|plan| plan.read(Wait::Yes)) {
+                Some(Ok(pieces)) => image.push(flatten(&pieces)),
                 // The volume is defined later than this point.
-                None => image.push(vec![0; *size as usize]),
+                None => image.push(vec![0; extent.len as usize]),
                 Some(Err(error)) => failed = Some(error),
             }
         }
         live.node.unpin(at);
-        let _ = self.machines[machine].disk.take_latency();
         match failed {
             None => Ok(Some(image)),
             Some(_) if self.machines[machine].is_excused() => Ok(None),
@@ -117,8 +241,8 @@ impl World {
         }
     }
 
-    /// Guarantees 4 and 5: points of a node, at both ends of its window and in between, are exact.
-    pub(in crate::world) fn check_points(&mut self, machine: usize, between: usize) -> Result {
+    /// Guarantees 4 and 5: points of a node, at both ends of its window and, in a whole look, in between, are exact.
+    pub(in crate::world) fn check_points(&mut self, machine: usize, between: usize, look: Look) -> Result {
         let Some(live) = &self.machines[machine].live else { return Ok(()) };
         let Some(window) = live.node.window() else { return Ok(()) };
         let Some(own) = live.node.history().last().map(key) else { return Ok(()) };
@@ -129,30 +253,33 @@ impl World {
             let detail = format!("the window is from LSN {} to {}", window.horizon, window.latest);
             return Err(self.broken("invariant_points_stable", machine, detail));
         }
-        let mut points = vec![window.horizon, window.latest];
-        for _ in 0..between {
-            points.push(Lsn(self.rng.between(window.horizon.0, window.latest.0)));
+        for (spot, at) in [(Spot::Horizon, window.horizon), (Spot::Latest, window.latest)] {
+            if !self.is_point(machine, at) {
+                let detail = format!("LSN {at} ends the window, and is no point");
+                return Err(self.broken("invariant_points_stable", machine, detail));
+            }
+            self.compare(machine, own, spot, at, "invariant_points_exact", look)?;
         }
-        for at in points {
-            let node = self.machines[machine].live.as_ref().map(|live| &live.node);
-            if node.is_some_and(|node| node.check_point(at).is_err()) {
-                if at == window.horizon || at == window.latest {
-                    let detail = format!("LSN {at} ends the window, and is no point");
-                    return Err(self.broken("invariant_points_stable", machine, detail));
-                }
+        if look == Look::Changed {
+            self.count("looks at what changed", 1);
+            return Ok(());
+        }
+        for _ in 0..between {
+            let at = Lsn(self.looks.between(window.horizon.0, window.latest.0));
+            if !self.is_point(machine, at) {
                 self.count("coarse points passed over", 1);
                 continue;
             }
-            self.invariant_points_exact(machine, own, at)?;
+            if let Some(image) = self.read_point(machine, at)? {
+                self.compare_bytes(machine, own, at, "invariant_points_exact", None, &image)?;
+            }
         }
         self.count("points read", between as u64 + 2);
         Ok(())
     }
 
-    fn invariant_points_exact(&mut self, machine: usize, own: Key, at: Lsn) -> Result {
-        let Some(image) = self.read_point(machine, at)? else { return Ok(()) };
-        let timeline = &self.timelines[&own];
-        self.compare(machine, timeline, &image, at, "invariant_points_exact")
+    fn is_point(&self, machine: usize, at: Lsn) -> bool {
+        self.machines[machine].live.as_ref().is_none_or(|live| live.node.check_point(at).is_ok())
     }
 
     /// Guarantee 5: the horizon never goes back, and the base is never ahead of it.
