@@ -92,6 +92,16 @@ fn group(group: &Arc<Group>) -> Shown {
             "verification has found {wrong} parts of this copy that are not what the primary holds"
         ));
     }
+    if let Some((volume, extent, reason)) = report.checks.as_ref().and_then(|checks| checks.damaged.as_ref())
+    {
+        let name = report.volumes.iter().find(|known| known.id == *volume);
+        alarms.push(format!(
+            "a record of the log has rotted, volume {} at byte {}: {reason}; points are not retired before the \
+             primary has sent that part again",
+            name.map_or("?", |known| &known.name),
+            extent.offset
+        ));
+    }
     Shown {
         name: report.name.clone(),
         id: report.group.map(|id| id.to_string()),

@@ -424,6 +424,42 @@ fn nothing_is_found_that_is_not_there() {
     assert!(same > 1_000, "{same} looks at replicas that had compared something prove little");
 }
 
+/// Rot in a record that retention comes to: the fold waits, asks for the part, and goes on with what was sent again.
+/// Nothing fails, and what was lost are points of before.
+#[test]
+fn a_fold_that_meets_rot_asks_for_the_part() {
+    let mut pair = Pair::new(7);
+    pair.write_here(A, Extent::new(64 << 10, 4096), 0xa5);
+    pair.catch_up();
+    let wanted = vec![0xa5; 4096];
+    let paths = pair.disks[1].paths();
+    let (path, at) = paths
+        .iter()
+        .filter(|path| path.starts_with("g/log/"))
+        .find_map(|path| {
+            let bytes = pair.disks[1].bytes(path);
+            bytes.windows(4096).position(|window| window == wanted).map(|at| (path.clone(), at))
+        })
+        .expect("the record is there");
+    pair.disks[1].rot(&path, at + 100, 4);
+    let base = pair.replica.node.state().base;
+    let mut waited = false;
+    for step in 0..200 {
+        if step < 120 {
+            pair.write_here(B, Extent::new(0, 16 << 10), 4);
+        }
+        pair.work();
+        waited |= pair.replica.node.checks().is_some_and(|checks| checks.damaged.is_some());
+        pair.ship();
+    }
+    pair.catch_up();
+    assert!(waited, "the fold has met it");
+    assert_eq!(pair.replica.node.failed(), None);
+    assert!(pair.replica.node.state().base > base, "retention goes on");
+    assert_eq!(pair.replica.node.checks().expect("a replica").damaged, None);
+    pair.check_equal();
+}
+
 #[test]
 fn a_round_needs_a_primary_and_a_replica() {
     let mut pair = Pair::new(1);

@@ -10,8 +10,8 @@ use sim::run::{Outcome, run};
 use std::collections::BTreeMap;
 
 #[test]
-fn four_hundred_seeds_are_clean_and_reach_what_they_are_for() {
-    let counters = clean(Options::swarm, 0..400);
+fn six_hundred_seeds_are_clean_and_reach_what_they_are_for() {
+    let counters = clean(Options::swarm, 0..600);
     let reached = [
         "torn tails",
         "failed nodes",

@@ -6,10 +6,12 @@
 //!   was faster than. Skipped is not the same, and not a mismatch.
 //! - A mismatch is kept with both digests until a later scrub of the same part finds it well, and while it is wanted the
 //!   primary is asked for the part, in each session.
+//! - A fold that meets a record which has rotted waits here for the same: its part is asked for, and found well.
 //! - None of this is on record here. If we die between finding and asking, the next round finds it again: the
 //!   damage is on the disk, not in our memory of it. Once asked, it is on the primary's record until it is repaired.
 
 use super::Node;
+use super::fold::Folded;
 use crate::digest::Digest;
 use crate::event::{OnMismatch, Scrubbed, decode_body};
 use crate::log::format::Header;
@@ -77,6 +79,8 @@ pub struct ChecksReport {
     pub repaired: u64,
     /// Those that none has, at most [`MAX_FOUND`].
     pub open: Vec<Mismatch>,
+    /// A part that retention could not read out of the log, and why; it waits for the primary to send it again.
+    pub damaged: Option<(VolumeId, Extent, String)>,
 }
 
 struct Known {
@@ -84,6 +88,21 @@ struct Known {
     /// The parts of it that a later scrub has found well.
     well: Overlay,
     repairs: u32,
+    /// The number of its ask.
+    number: u64,
+}
+
+/// A part that a fold could not read.
+struct Damage {
+    volume: VolumeId,
+    extent: Extent,
+    /// It lies at or below this.
+    at: Lsn,
+    reason: String,
+    /// The parts of it that a later scrub has found well.
+    well: Overlay,
+    /// The LSN at which all of it is.
+    well_at: Option<Lsn>,
     /// The number of its ask.
     number: u64,
 }
@@ -104,6 +123,7 @@ pub(crate) struct Checks {
     checking: Option<Waiting>,
     report: ChecksReport,
     known: Vec<Known>,
+    damage: Option<Damage>,
     numbers: u64,
     /// The number under which `report.newest` is said; 0 if there is nothing to say.
     said: u64,
@@ -158,8 +178,31 @@ impl Checks {
         self.said = self.number();
     }
 
+    /// The part that a fold could not read: the LSN from which on it is well, once there is one.
+    pub(super) fn damage(&self) -> Option<Option<Lsn>> {
+        self.damage.as_ref().map(|damage| damage.well_at)
+    }
+
+    /// The log was cut: what was found well behind its end is not any more. The fold finds the damage again. A node that
+    /// is no replica any more has nobody to ask, and waits for nobody.
+    pub(super) fn forget_damage_beyond(&mut self, end: Lsn, asks: bool) {
+        if !asks || self.damage().flatten().is_some_and(|well| well > end) {
+            self.damage = None;
+        }
+    }
+
     /// A part was found well at an LSN.
     fn found_well(&mut self, checked: &Waiting) {
+        if let Some(damage) = self.damage.as_mut().filter(|damage| damage.volume == checked.volume)
+            && damage.at < checked.lsn
+            && let Some(part) = damage.extent.intersect(checked.extent)
+        {
+            damage.well.insert(part, Content::Zero { no_hole: false });
+            let well: Vec<_> = damage.well.within(damage.extent).collect();
+            if gaps(damage.extent, &well).is_empty() && damage.well_at.is_none() {
+                damage.well_at = Some(checked.lsn);
+            }
+        }
         for known in self.known.iter_mut().filter(|known| known.mismatch.volume == checked.volume) {
             if known.mismatch.at < checked.lsn
                 && let Some(part) = known.mismatch.extent.intersect(checked.extent)
@@ -282,6 +325,28 @@ impl Node {
         self.checks.count(round, &outcome, self.log.tip().lsn);
     }
 
+    /// What became of a fold. A primary has nobody to ask: there a record that has rotted ends the group's serving.
+    pub(super) fn note_fold(&mut self, now: Now, folded: Folded) {
+        let Folded::Damaged { volume, extent, reason } = folded else {
+            let base = self.state.base;
+            if self.checks.damage().flatten().is_some_and(|well| well <= base) {
+                self.checks.damage = None;
+            }
+            return;
+        };
+        if self.state.role != Role::Replica {
+            self.fail(now, format!("folding: {reason}"));
+            return;
+        }
+        tracing::warn!(
+            group = %self.config.name, %volume, offset = extent.offset, len = extent.len, reason,
+            "a record has rotted in the log: its part is asked for, and points are retired when it has come"
+        );
+        let number = self.checks.number();
+        let (at, well) = (self.log.durable().lsn, Overlay::default());
+        self.checks.damage = Some(Damage { volume, extent, at, reason, well, well_at: None, number });
+    }
+
     /// What this node asks of its primary now, each with its number: see the link's standing.
     #[must_use]
     pub fn asks(&self) -> Vec<(u64, Ask)> {
@@ -297,10 +362,14 @@ impl Node {
             .collect();
         asks.sort_by_key(|(number, _)| *number);
         asks.truncate(MAX_ASKED);
+        if let Some(damage) = self.checks.damage.as_ref().filter(|damage| damage.well_at.is_none()) {
+            let Damage { volume, extent, number, .. } = *damage;
+            asks.push((number, Ask::Repair(Lack { volume, extent })));
+        }
         if self.checks.said > 0 {
             asks.push((self.checks.said, Ask::Checked(self.checks.report.newest)));
-            asks.sort_by_key(|(number, _)| *number);
         }
+        asks.sort_by_key(|(number, _)| *number);
         asks
     }
 
@@ -310,6 +379,10 @@ impl Node {
         let checks = &self.checks;
         (self.state.role == Role::Replica).then(|| ChecksReport {
             waiting: checks.waiting.len() as u64,
+            damaged: checks
+                .damage
+                .as_ref()
+                .map(|damage| (damage.volume, damage.extent, damage.reason.clone())),
             open: checks.known.iter().map(|known| known.mismatch.clone()).collect(),
             ..checks.report.clone()
         })

@@ -3,6 +3,10 @@
 //! The state says first that the points are retired, then the base image is written and synced, then the state says so,
 //! then log files are used again. Until it does, reads find what is folded in the log, which is newer than whatever
 //! the base holds: a fold that dies is begun again.
+//!
+//! A record of a replica's log that has rotted stops the fold that needs it, and nothing else: the extent is asked for
+//! ([`check`](super::check)), and once it was found well again the fold goes on from there. The points between show the
+//! damage, or refuse to be read, and are retired with it.
 
 use super::Node;
 use super::work::Job;
@@ -10,8 +14,8 @@ use crate::guest::Piece;
 use crate::io::File;
 use crate::read::{Plan, Wait};
 use crate::state::{Keeps, Role, StateFile};
-use crate::types::{Extent, Lsn, Now};
-use std::io::IoSlice;
+use crate::types::{Extent, Lsn, Now, VolumeId};
+use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
 
 /// Segments retired by one fold.
@@ -21,6 +25,7 @@ const FOLD_RESERVE_SEGMENTS: u64 = 2;
 
 /// A base image, and what goes where in it.
 struct FoldVolume {
+    id: VolumeId,
     base: Arc<dyn File>,
     pieces: Vec<(Extent, Plan)>,
 }
@@ -34,28 +39,54 @@ pub struct Fold {
     volumes: Vec<FoldVolume>,
 }
 
+/// What a fold came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Folded {
+    /// The base images are where it was to bring them.
+    All,
+    /// A record that it needs has rotted.
+    Damaged {
+        /// The volume.
+        volume: VolumeId,
+        /// The part that cannot be read.
+        extent: Extent,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
 impl Fold {
-    pub(super) fn run(self) -> Result<(), String> {
+    pub(super) fn run(self) -> Result<Folded, String> {
         let (upto, horizon) = (self.upto, self.horizon);
         if planted!(FoldBeforeRetiring) {
-            self.write_bases()?;
+            let _ = self.write_bases()?;
         }
         // Retire, durably, before anything is overwritten.
         let retired = self.file.update(|state| state.horizon = state.horizon.max(horizon));
         retired.map_err(|error| error.to_string())?;
-        self.write_bases()?;
-        let folded = self.file.update(|state| state.base = state.base.max(upto));
-        folded.map(drop).map_err(|error| error.to_string())
+        let written = self.write_bases()?;
+        if written == Folded::All {
+            let folded = self.file.update(|state| state.base = state.base.max(upto));
+            folded.map_err(|error| error.to_string())?;
+        }
+        Ok(written)
     }
 
-    fn write_bases(&self) -> Result<(), String> {
-        for FoldVolume { base, pieces } in &self.volumes {
+    fn write_bases(&self) -> Result<Folded, String> {
+        for FoldVolume { id, base, pieces } in &self.volumes {
             for (extent, plan) in pieces {
-                copy(plan, &**base, extent.offset).map_err(|error| format!("folding: {error}"))?;
+                match copy(plan, &**base, extent.offset) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::InvalidData => {
+                        let (volume, extent, reason) = (*id, *extent, error.to_string());
+                        return Ok(Folded::Damaged { volume, extent, reason });
+                    }
+                    Err(error) => return Err(format!("folding: {error}")),
+                }
             }
             base.sync().map_err(|error| format!("syncing a base image: {error}"))?;
         }
-        Ok(())
+        Ok(Folded::All)
     }
 }
 
@@ -79,6 +110,8 @@ impl Node {
         if !self.state.stale_disks.is_empty() && self.volumes.len() != self.state.volumes.len() {
             return None;
         }
+        let asks = self.state.role == Role::Replica;
+        self.checks.forget_damage_beyond(self.log.durable().lsn, asks);
         let (upto, horizon) = self.fold_limit(now)?;
         let mut volumes = Vec::new();
         for volume in self.volumes.values() {
@@ -93,7 +126,7 @@ impl Node {
                     pieces.push((extent, self.plan_at(volume.spec.id, upto, extent)?));
                 }
             }
-            volumes.push(FoldVolume { base, pieces });
+            volumes.push(FoldVolume { id: volume.spec.id, base, pieces });
         }
         // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
         self.state.horizon = self.state.horizon.max(horizon);
@@ -103,6 +136,17 @@ impl Node {
     /// Up to where to fold, if it is time to: whole segments, a few at once, nothing that is in use.
     fn fold_limit(&self, now: Now) -> Option<(Lsn, Lsn)> {
         self.index.as_ref()?;
+        let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
+        match self.checks.damage() {
+            // It waits for the primary.
+            Some(None) => return None,
+            Some(Some(well)) if pinned < well => return None,
+            Some(Some(well)) if well > self.state.base => {
+                let upto = well.max(self.state.horizon);
+                return Some((upto, upto));
+            }
+            _ => {}
+        }
         let segments = self.log.segments();
         // A fold that was begun is ended first, whatever the limits say now: its points are retired. A long span is
         // folded bit by bit.
@@ -112,7 +156,6 @@ impl Node {
             return Some((step.min(self.state.horizon), self.state.horizon));
         }
         let retention = &self.config.retention;
-        let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
         if let Some(upto) = self.last_fold(pinned) {
             return Some((upto, upto));
         }

@@ -10,7 +10,7 @@
 use super::Node;
 use super::check::{Check, Compared};
 use super::checkpoint::{Checkpoint, Recorded};
-use super::fold::Fold;
+use super::fold::{Fold, Folded};
 use super::hydrate::{CatchUp, Hydrate};
 use super::span::{Copied, Copy, Survey, Surveyed};
 use super::verify::{Scanned, Scrub};
@@ -179,7 +179,7 @@ pub enum Done {
     /// Of a checkpoint.
     Checkpoint(Result<Recorded, String>),
     /// Of a fold.
-    Fold(Result<(), String>),
+    Fold(Result<Folded, String>),
     /// Of a step of filling.
     Hydrate(Result<(), String>),
     /// Of a survey.
@@ -460,9 +460,10 @@ impl Node {
                 self.free(now);
                 self.reclaim_all();
             }
-            Done::Fold(Ok(())) => {
+            Done::Fold(Ok(folded)) => {
                 self.work.bulk = false;
                 self.take_state();
+                self.note_fold(now, folded);
                 let base = self.state.base;
                 if let Some(index) = &mut self.index {
                     index.forget_through(base);
