@@ -57,8 +57,10 @@ pub(crate) enum Command {
     MountPoint(MountPoint),
     /// End a mount made with `mount-point --detach`
     Unmount(Unmount),
-    /// Make this node the primary of a group
+    /// Make this node the primary of a group; `failover commit GROUP` stands by it
     Failover(Failover),
+    /// Take old primaries back as replicas, after a failover here that is committed
+    Reprotect(Reprotect),
     /// Allow a copy of everything for a replica whose lacks are not known
     Resync(Resync),
     /// Compare the replicas of a group with its primary, bit for bit, while it is in use
@@ -182,8 +184,36 @@ pub(crate) struct Unmount {
     pub(crate) mount: u64,
 }
 
+/// Arguments of `failover`: a subcommand, or the failover itself.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Failover {
+    #[command(subcommand)]
+    pub(crate) step: Option<FailoverStep>,
+    #[command(flatten)]
+    pub(crate) begin: Option<FailoverBegin>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FailoverStep {
+    /// Stand by a failover: the points around it may be retired, and old primaries be taken back
+    Commit(Commit),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Commit {
+    /// The group
+    pub(crate) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Reprotect {
+    /// The group
+    pub(crate) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FailoverBegin {
     /// The group
     pub(crate) group: String,
     /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)

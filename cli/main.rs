@@ -69,6 +69,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::MountPoint(arguments) => commands::mount::mount(global, arguments),
         Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
         Command::Failover(arguments) => commands::failover::run(global, arguments),
+        Command::Reprotect(arguments) => commands::reprotect::run(global, arguments),
         Command::Resync(arguments) => commands::resync::run(global, arguments),
         Command::Verify(arguments) => commands::verify::run(global, arguments),
         Command::Sim(command) => sim::run(command, global.form()),

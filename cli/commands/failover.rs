@@ -5,6 +5,7 @@
 
 use crate::args::{self, Global};
 use crate::commands::mount::uri;
+use crate::commands::reprotect;
 use crate::commands::status::{ago, stretch};
 use crate::control::api::{Failover, Plan, Promotion, Role, Stretch};
 use crate::exit::Failure;
@@ -16,6 +17,14 @@ use std::fmt::Write as _;
 
 /// Carries it out.
 pub(crate) fn run(global: &Global, arguments: &args::Failover) -> Result<(), Failure> {
+    match (&arguments.step, &arguments.begin) {
+        (Some(args::FailoverStep::Commit(commit)), _) => reprotect::commit(global, commit),
+        (None, Some(begin)) => fail_over(global, begin),
+        (None, None) => Err(Failure::usage("a group is needed: `landfall failover GROUP --to latest`")),
+    }
+}
+
+fn fail_over(global: &Global, arguments: &args::FailoverBegin) -> Result<(), Failure> {
     let mut client = global.connect()?;
     let plan = client.plan_failover(&arguments.group, arguments.to)?;
     let shown = plan_text(&plan, time::now());
@@ -33,6 +42,11 @@ pub(crate) fn run(global: &Global, arguments: &args::Failover) -> Result<(), Fai
         human::say(
             "The old primary refuses writes once it learns of the new epoch; keep its clients away until then.",
         );
+        human::say(format!(
+            "When this is right: `landfall failover commit {0}`, then `landfall reprotect {0}` has the old primary \
+             follow.",
+            clean(&plan.group)
+        ));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! | [`points`] | `points list` |
 //! | [`mount`] | `mount-point`, `unmount` |
 //! | [`failover`] | `failover` |
+//! | [`reprotect`] | `failover commit`, `reprotect` |
 //! | [`resync`] | `resync` |
 //! | [`verify`] | `verify` |
 //! | [`log`] | `log inspect`, `log verify` |
@@ -16,6 +17,7 @@ pub(crate) mod failover;
 pub(crate) mod log;
 pub(crate) mod mount;
 pub(crate) mod points;
+pub(crate) mod reprotect;
 pub(crate) mod resync;
 pub(crate) mod status;
 pub(crate) mod verify;

@@ -309,6 +309,8 @@ pub(crate) mod tests {
             volumes: vec![volume.clone()],
             log: Log { used_bytes: 3 << 30, limit_bytes: 16 << 30 },
             window: Some(window),
+            uncommitted: None,
+            takes_back: false,
             round: None,
             checks: None,
             alarms: Vec::new(),

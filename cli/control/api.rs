@@ -83,6 +83,10 @@ pub(crate) enum Request {
     PlanFailover(PlanRequest),
     /// [`super::Operator::failover`].
     Failover(Failover),
+    /// [`super::Operator::commit`].
+    Commit(OfGroup),
+    /// [`super::Operator::reprotect`].
+    Reprotect(OfGroup),
     /// [`super::Operator::resync`].
     Resync(Resync),
     /// [`super::Operator::verify`].
@@ -119,6 +123,21 @@ pub(crate) struct MountRequest {
     /// For how long.
     #[serde(default)]
     pub(crate) hold: Hold,
+}
+
+/// What a commit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Committed {
+    /// The point of the failover; absent if there was none to commit.
+    #[serde(with = "some_lsn")]
+    pub(crate) at: Option<Lsn>,
+}
+
+/// Who is taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reprotected {
+    /// The nodes that are dialled as replicas of the group.
+    pub(crate) replicas: Vec<String>,
 }
 
 /// When a mount ends.
@@ -380,6 +399,12 @@ pub(crate) struct Group {
     pub(crate) log: Log,
     /// The recovery points; absent while there is none.
     pub(crate) window: Option<Window>,
+    /// The point of a failover here that is not committed.
+    #[serde(default, with = "some_lsn")]
+    pub(crate) uncommitted: Option<Lsn>,
+    /// Whether old primaries are taken back as replicas.
+    #[serde(default)]
+    pub(crate) takes_back: bool,
     /// Verification, on a primary: the round under way, or the one that ended last since the daemon started.
     #[serde(default)]
     pub(crate) round: Option<Round>,

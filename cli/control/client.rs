@@ -1,8 +1,8 @@
 //! The commands' side of the control socket: one connection, one question at a time.
 
 use super::api::{
-    Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest, Points,
-    Promotion, Request, Resync, Round, Status, VERSION, Verify,
+    Committed, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest,
+    Points, Promotion, Reprotected, Request, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
@@ -88,6 +88,16 @@ impl Client {
     /// [`super::Operator::failover`].
     pub(crate) fn failover(&mut self, request: Failover) -> Result<Promotion, Failure> {
         self.call(&Request::Failover(request))
+    }
+
+    /// [`super::Operator::commit`].
+    pub(crate) fn commit(&mut self, group: &str) -> Result<Committed, Failure> {
+        self.call(&Request::Commit(OfGroup { group: group.to_owned() }))
+    }
+
+    /// [`super::Operator::reprotect`].
+    pub(crate) fn reprotect(&mut self, group: &str) -> Result<Reprotected, Failure> {
+        self.call(&Request::Reprotect(OfGroup { group: group.to_owned() }))
     }
 
     /// [`super::Operator::resync`].

@@ -17,7 +17,8 @@ pub(crate) use server::Server;
 
 use crate::point::Point;
 use api::{
-    Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Resync, Round, Status, Verify,
+    Committed, Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Reprotected, Resync,
+    Round, Status, Verify,
 };
 
 /// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
@@ -43,6 +44,12 @@ pub(crate) trait Operator: Send + Sync {
     /// and the new epoch is durable. `conflict` if that epoch has been seen already; the same request repeated
     /// after it succeeded answers with [`Promotion::already`] set.
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault>;
+
+    /// Stands by the failover that made this node the primary. Done before, or never failed over: nothing changes.
+    fn commit(&self, group: &str) -> Result<Committed, Fault>;
+
+    /// Has old primaries taken back as replicas. `refused` before a commit, and where no replica is configured.
+    fn reprotect(&self, group: &str) -> Result<Reprotected, Fault>;
 
     /// Allows a copy of everything for a replica whose lacks are not known; it begins when the replica next calls.
     /// `refused` if the replica needs none, and nothing changes then.

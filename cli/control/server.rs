@@ -218,6 +218,8 @@ impl Shared {
             }
             Request::PlanFailover(plan) => value(operator.plan_failover(&plan.group, plan.to)),
             Request::Failover(request) => value(operator.failover(&request)),
+            Request::Commit(request) => value(operator.commit(&request.group)),
+            Request::Reprotect(request) => value(operator.reprotect(&request.group)),
             Request::Resync(request) => value(operator.resync(&request)),
             Request::Verify(request) => value(operator.verify(&request)),
         }
@@ -340,6 +342,8 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "unmount" => params(&method, given).map(Request::Unmount),
         "plan_failover" => params(&method, given).map(Request::PlanFailover),
         "failover" => params(&method, given).map(Request::Failover),
+        "commit" => params(&method, given).map(Request::Commit),
+        "reprotect" => params(&method, given).map(Request::Reprotect),
         "resync" => params(&method, given).map(Request::Resync),
         "verify" => params(&method, given).map(Request::Verify),
         _ => Err(Fault::new(FaultCode::BadRequest, format_args!("unknown method `{method}`"))),

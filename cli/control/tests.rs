@@ -103,6 +103,15 @@ impl Operator for Fake {
         })
     }
 
+    fn commit(&self, _group: &str) -> Result<Committed, Fault> {
+        let promoted = self.promoted.lock().unwrap();
+        Ok(Committed { at: promoted.map(|_| Lsn(90)) })
+    }
+
+    fn reprotect(&self, _group: &str) -> Result<Reprotected, Fault> {
+        Err(Fault::new(FaultCode::Refused, "the failover is not committed"))
+    }
+
     fn resync(&self, request: &Resync) -> Result<(), Fault> {
         let known = request.replica == "west";
         if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }

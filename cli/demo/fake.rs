@@ -275,6 +275,8 @@ impl Operator for FakeNode {
             volumes: self.world.volumes(),
             log: Log::default(),
             window: None,
+            uncommitted: None,
+            takes_back: false,
             round: None,
             checks: None,
             alarms: Vec::new(),
@@ -334,6 +336,14 @@ impl Operator for FakeNode {
             last_contact: None,
             warnings: Vec::new(),
         })
+    }
+
+    fn commit(&self, _group: &str) -> Result<Committed, Fault> {
+        Ok(Committed { at: None })
+    }
+
+    fn reprotect(&self, _group: &str) -> Result<Reprotected, Fault> {
+        Err(Fault::new(FaultCode::Refused, "there is nothing to take back"))
     }
 
     fn resync(&self, _request: &Resync) -> Result<(), Fault> {

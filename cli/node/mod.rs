@@ -20,14 +20,14 @@ pub(crate) use logs::{export_trace, inspect, verify};
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
-    Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OnMismatch, Plan, Points, Promotion,
-    Resync, Round, Status, Verify,
+    Committed, Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OnMismatch, Plan, Points,
+    Promotion, Reprotected, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
 use crate::point::Point;
 use crate::time;
-use engine::node::promote::PromoteError;
+use engine::node::promote::{CommitError, PromoteError};
 use engine::node::verify::VerifyError;
 use engine::os::disk::Disk;
 use engine::types::{NodeId, Timestamp};
@@ -317,6 +317,18 @@ impl daemon::Node for Node {
     }
 }
 
+fn not_now(group: &str, error: &CommitError) -> Fault {
+    let code = match error {
+        CommitError::Failed(_) => FaultCode::Failed,
+        CommitError::NotPrimary(_) | CommitError::Uncommitted => FaultCode::Refused,
+    };
+    let mut fault = Fault::new(code, format_args!("group {group}: {error}"));
+    if *error == CommitError::Uncommitted {
+        fault.next = Some(format!("`landfall failover commit {group}` first, once it is the right point"));
+    }
+    fault
+}
+
 impl Operator for Node {
     fn status(&self) -> Result<Status, Fault> {
         Ok(show::status(self))
@@ -336,6 +348,32 @@ impl Operator for Node {
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
         show::plan(self.group(group)?, to)
+    }
+
+    fn commit(&self, group: &str) -> Result<Committed, Fault> {
+        let opened = self.group(group)?;
+        let committed = opened.engine.with(|node, now| node.commit(now));
+        let committed = committed.map_err(|error| not_now(group, &error))?;
+        Ok(Committed { at: committed.at })
+    }
+
+    fn reprotect(&self, group: &str) -> Result<Reprotected, Fault> {
+        let opened = self.group(group)?;
+        let replicas: Vec<String> =
+            opened.config.replicas.iter().map(|replica| replica.name.clone()).collect();
+        if replicas.is_empty() {
+            let mut fault = Fault::new(
+                FaultCode::Refused,
+                format_args!("group {group}: this node has no replicas configured; nothing was changed"),
+            );
+            fault.next = Some(format!(
+                "add the old primary to `replicas` of group {group} in the configuration, with its `address` under \
+                 [[peer]], and start the node again"
+            ));
+            return Err(fault);
+        }
+        opened.engine.with(|node, now| node.take_back(now)).map_err(|error| not_now(group, &error))?;
+        Ok(Reprotected { replicas })
     }
 
     fn resync(&self, request: &Resync) -> Result<(), Fault> {

@@ -50,6 +50,8 @@ fn closed(name: &str, reason: &str) -> Shown {
         primary: None,
         volumes: Vec::new(),
         log: Log::default(),
+        uncommitted: None,
+        takes_back: false,
         window: None,
         round: None,
         checks: None,
@@ -86,6 +88,12 @@ fn group(group: &Arc<Group>) -> Shown {
             None => "the first copy of the disks is under way: there is no recovery point yet".to_owned(),
         });
     }
+    if let Some(at) = report.uncommitted {
+        alarms.push(format!(
+            "the failover to LSN {at} is not committed: what lies around it is kept until `landfall failover commit {}`",
+            report.name
+        ));
+    }
     let wrong = report.checks.as_ref().map_or(0, |checks| checks.open.len());
     if wrong > 0 {
         alarms.push(format!(
@@ -117,6 +125,8 @@ fn group(group: &Arc<Group>) -> Shown {
         volumes: volumes(group, &report),
         log: Log { used_bytes: report.log_bytes, limit_bytes: report.log_limit_bytes },
         window: window(group, &report),
+        uncommitted: report.uncommitted,
+        takes_back: report.takes_back,
         round: report.round.as_ref().map(round),
         checks: report.checks.as_ref().map(|found| checks(found, &report)),
         alarms,

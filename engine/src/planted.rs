@@ -38,6 +38,10 @@ pub enum Mistake {
     CopyOverWrites,
     /// The log is given up for a replica before what it lacks is on record.
     FreeBeforeNoted,
+    /// A node that was taken back does not tell what diverged on its disks.
+    ForgetDiverged,
+    /// What an old primary wrote alone is not kept.
+    DropBranch,
     /// A scrub tells of what was read, though a guest has written there since.
     ScrubOverWrites,
     /// A part that a replica wants again is forgotten once its span has begun.
@@ -46,7 +50,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 17] = [
+    pub const ALL: [Mistake; 19] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -62,6 +66,8 @@ impl Mistake {
         Mistake::ForgetTracked,
         Mistake::CopyOverWrites,
         Mistake::FreeBeforeNoted,
+        Mistake::ForgetDiverged,
+        Mistake::DropBranch,
         Mistake::ScrubOverWrites,
         Mistake::ForgetRepair,
     ];

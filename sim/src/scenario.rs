@@ -305,6 +305,7 @@ enum Do {
     ClockJump,
     ClockDrift,
     Promote,
+    Reprotect,
     Pin,
     Attack,
 }
@@ -687,6 +688,7 @@ impl Reader<'_> {
                 };
                 Box::new(move |node| Event::Promote { node, at })
             }
+            Do::Reprotect => Box::new(|node| Event::Reprotect { node }),
             Do::Pin => Box::new(move |node| Event::Pin { node, at_ppm: PPM / 2, span }),
         };
         let happen: Vec<Event> = self.nodes(table)?.into_iter().map(of_node).collect();

@@ -33,6 +33,8 @@ macro_rules! scenarios {
 
 scenarios! {
     r14_region_outage: "region-outage";
+    r09_r14_region_outage_then_return: "region-outage-then-return";
+    r14_failover_during_resync: "failover-during-resync";
     r14_flapping_link: "flapping-link";
     r12_asymmetric_partition: "asymmetric-partition";
     r13_slow_replica_disk: "slow-replica-disk";

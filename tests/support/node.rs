@@ -47,6 +47,17 @@ impl Pair {
     /// Configurations and certificates, in `dir`/east and `dir`/west. Nothing runs yet.
     #[track_caller]
     pub fn init(dir: &Path, volumes: &[Volume]) -> Pair {
+        Pair::init_with(dir, volumes, false)
+    }
+
+    /// The same, where each dials the other once it is the primary.
+    #[track_caller]
+    pub fn init_symmetric(dir: &Path, volumes: &[Volume]) -> Pair {
+        Pair::init_with(dir, volumes, true)
+    }
+
+    #[track_caller]
+    fn init_with(dir: &Path, volumes: &[Volume], west_dials: bool) -> Pair {
         let [east_port, west_port] = free_ports();
         let east = Node::named(dir, "east", "agent");
         let mut init = landfall();
@@ -63,7 +74,8 @@ impl Pair {
         let mut init = landfall();
         init.arg("init").arg("--dir").arg(&west.dir).args(["--name", "west"]);
         init.arg("--join").arg(east.dir.join("ca"));
-        init.args(["--listen", &format!("127.0.0.1:{west_port}"), "--peer", "east", "--group", GROUP]);
+        let east_peer = if west_dials { format!("east=127.0.0.1:{east_port}") } else { "east".to_owned() };
+        init.args(["--listen", &format!("127.0.0.1:{west_port}"), "--peer", &east_peer, "--group", GROUP]);
         tool::check(&mut init);
         Pair { east, west }
     }

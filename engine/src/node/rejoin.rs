@@ -79,7 +79,7 @@ impl Node {
         let defined = self.volumes_at(cut);
         let mut diverged = if is_exact { Extents::default() } else { self.changed_since(cut)? };
         // What the branch has defined goes with it.
-        diverged.retain(|id| defined.contains(&id));
+        diverged.retain(|id| defined.contains(&id) && !planted!(ForgetDiverged));
         if keeps == Keeps::Nothing && !self.disks_hold_all() {
             self.work.hurry();
             return Err(Rebuff::NotYet);
@@ -107,7 +107,7 @@ impl Node {
             state.role = Role::Replica;
             state.history = history;
             state.fenced_by = Vec::new();
-            state.branches.extend(branch);
+            state.branches.extend(branch.filter(|_| !planted!(DropBranch)));
             state.incarnation = Incarnation(state.incarnation.0 + 1);
             state.durable = cut.min(state.durable);
             state.hydration = None;

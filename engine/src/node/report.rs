@@ -46,6 +46,10 @@ pub struct Report {
     pub volumes: Vec<VolumeReport>,
     /// The replicas of a primary.
     pub replicas: Vec<ReplicaReport>,
+    /// The point of a promotion that is not committed.
+    pub uncommitted: Option<Lsn>,
+    /// Old primaries are taken back as replicas.
+    pub takes_back: bool,
     /// What promotions left behind.
     pub branches: Vec<Branch>,
     /// The round of verification that is under way on a primary, or the one that ended last in this process.
@@ -144,6 +148,8 @@ impl Node {
                 })
                 .collect(),
             replicas: self.replica_reports(),
+            uncommitted: self.state.uncommitted,
+            takes_back: self.state.takes_back,
             branches: self.state.branches.clone(),
             round: self.round(),
             checks: self.checks(),

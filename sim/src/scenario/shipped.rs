@@ -1,15 +1,17 @@
 //! The scenarios that come with Landfall.
 
 /// Their names.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 14] = [
     "asymmetric-partition",
     "clock-skew",
     "double-failure",
+    "failover-during-resync",
     "flapping-link",
     "long-outage",
     "long-outage-log-full",
     "ransomware",
     "region-outage",
+    "region-outage-then-return",
     "replica-loss",
     "rolling-restart",
     "slow-replica-disk",
@@ -23,11 +25,13 @@ pub fn shipped(name: &str) -> Option<&'static str> {
         "asymmetric-partition" => include_str!("../../scenarios/asymmetric-partition.toml"),
         "clock-skew" => include_str!("../../scenarios/clock-skew.toml"),
         "double-failure" => include_str!("../../scenarios/double-failure.toml"),
+        "failover-during-resync" => include_str!("../../scenarios/failover-during-resync.toml"),
         "flapping-link" => include_str!("../../scenarios/flapping-link.toml"),
         "long-outage" => include_str!("../../scenarios/long-outage.toml"),
         "long-outage-log-full" => include_str!("../../scenarios/long-outage-log-full.toml"),
         "ransomware" => include_str!("../../scenarios/ransomware.toml"),
         "region-outage" => include_str!("../../scenarios/region-outage.toml"),
+        "region-outage-then-return" => include_str!("../../scenarios/region-outage-then-return.toml"),
         "replica-loss" => include_str!("../../scenarios/replica-loss.toml"),
         "rolling-restart" => include_str!("../../scenarios/rolling-restart.toml"),
         "slow-replica-disk" => include_str!("../../scenarios/slow-replica-disk.toml"),

@@ -511,6 +511,7 @@ impl World {
         self.machines[machine].seen_epoch = self.machines[machine].seen_epoch.max(after);
         let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
         let branched = live.node.durable().lsn < was.1.lsn;
+        let is_kept = live.node.state().branches.iter().any(|branch| branch.last == was.1.lsn);
         let fenced = was.0 == Role::Primary && live.node.role() == Role::Fenced;
         let taken_back = was.0 != Role::Replica && live.node.role() == Role::Replica;
         let incoming = live.incoming.get_mut(&conn).expect("it was just there");
@@ -545,6 +546,11 @@ impl World {
                 self.count("welcomed", 1);
                 self.trace(machine, "welcome", &[("from", peer as u64), ("lsn", welcome.durable.lsn.0)]);
                 if branched {
+                    let last = was.1.lsn;
+                    if !is_kept {
+                        let detail = format!("the records up to LSN {last} are on no branch");
+                        return Err(self.broken("invariant_branches_kept", machine, detail));
+                    }
                     self.count("branch left behind", 1);
                     self.say(
                         machine,

@@ -1,0 +1,142 @@
+//! A region is lost, and comes back: failover, the old primary taken back as a replica, and home again by the same
+//! commands, with real processes. What travels is what was written, not the disks. (R09, R14)
+
+mod support;
+
+use std::path::Path;
+use support::node::{GROUP, Node, PATIENCE, Pair, Volume, number};
+use support::random::Random;
+use support::{Scratch, tool, wait_until};
+use transport::nbd::client::{Address, Client};
+
+const VOLUME_BYTES: u64 = 16 << 20;
+const BLOCK: usize = 16 << 10;
+const BLOCKS: u64 = VOLUME_BYTES / BLOCK as u64;
+
+/// What the one guest knows of the volume.
+struct Guest {
+    image: Vec<u8>,
+    random: Random,
+}
+
+impl Guest {
+    fn write(&mut self, node: &Node, blocks: std::ops::Range<u64>, count: u64) {
+        let address = Address::Unix(node.nbd_socket());
+        let mut client = Client::connect(&address, &format!("{GROUP}/data"), PATIENCE).expect("it is served");
+        for _ in 0..count {
+            let block = blocks.start + self.random.below(blocks.end - blocks.start);
+            let range = block as usize * BLOCK..(block as usize + 1) * BLOCK;
+            self.random.fill(&mut self.image[range.clone()]);
+            client.write(range.start as u64, &self.image[range]).expect("it is written");
+        }
+        client.flush().expect("it is durable");
+    }
+}
+
+fn read_all(socket: &Path, export: &str) -> Vec<u8> {
+    let mut client =
+        Client::connect(&Address::Unix(socket.to_owned()), export, PATIENCE).expect("it is served");
+    let mut image = vec![0; VOLUME_BYTES as usize];
+    for (index, part) in image.chunks_mut(1 << 20).enumerate() {
+        client.read((index << 20) as u64, part).expect("it can be read");
+    }
+    image
+}
+
+fn served(node: &Node) -> Vec<u8> {
+    read_all(&node.nbd_socket(), &format!("{GROUP}/data"))
+}
+
+/// The newest point of a replica.
+fn newest(node: &Node) -> Vec<u8> {
+    let point = node.mount_point("latest");
+    read_all(&point.socket(), &point.export("data"))
+}
+
+/// Waits until `replica` is whole and has everything that `primary` has.
+fn wait_follows(primary: &Node, replica: &Node) {
+    wait_until("the old primary follows, and is whole", PATIENCE, || {
+        let (from, to) = (primary.group(), replica.group());
+        let lsn = number(&from["positions"]["durable"]);
+        to["role"] == "replica"
+            && to["state"]["name"] == "following"
+            && from["replicas"][0]["catching_up"].is_null()
+            && number(&to["positions"]["durable"]) == lsn
+            && !to["window"].is_null()
+            && number(&to["window"]["latest"]["lsn"]) == lsn
+    });
+}
+
+#[test]
+fn r09_r14_a_region_comes_back_and_production_goes_home() {
+    let scratch = Scratch::new();
+    let mut pair = Pair::init_symmetric(scratch.path(), &[Volume::new("data", VOLUME_BYTES)]);
+    pair.west.start();
+    pair.east.start();
+    pair.wait_connected();
+    let mut guest = Guest { image: vec![0; VOLUME_BYTES as usize], random: Random::new(11) };
+    guest.write(&pair.east, 0..BLOCKS, 600);
+    pair.wait_caught_up();
+
+    // West is cut off; east writes what nobody else will ever have, and is gone.
+    pair.west.stop();
+    let mut alone = Guest { image: guest.image.clone(), random: Random::new(12) };
+    alone.write(&pair.east, 0..BLOCKS / 8, 40);
+    pair.east.kill();
+
+    // West takes over, and writes.
+    pair.west.start();
+    let early = pair.west.try_ask(["reprotect", GROUP]);
+    assert_eq!(early.status.code(), Some(3), "a replica takes nobody back: {}", tool::said(&early));
+    pair.west.ask(["failover", GROUP, "--to", "latest", "--yes"]);
+    assert!(served(&pair.west) == guest.image, "west serves what it had");
+    guest.write(&pair.west, BLOCKS / 4..BLOCKS / 2, 50);
+
+    // East is back, and fenced until somebody decides.
+    pair.east.start();
+    wait_until("east is fenced", PATIENCE, || pair.east.group()["state"]["name"] == "fenced");
+    let early = pair.west.try_ask(["reprotect", GROUP]);
+    assert_eq!(early.status.code(), Some(3), "it is not committed: {}", tool::said(&early));
+    assert!(tool::said(&early).contains("failover commit"), "{}", tool::said(&early));
+    pair.west.ask(["failover", "commit", GROUP]);
+    pair.west.ask(["reprotect", GROUP]);
+    wait_follows(&pair.west, &pair.east);
+    assert!(newest(&pair.east) == guest.image, "east's newest point is what west serves");
+    let points = pair.east.ask(["points", "list", GROUP]);
+    let branches = points["branches"].as_array().expect("a list");
+    assert_eq!(branches.len(), 1, "what east wrote alone is kept: {points}");
+    guest.write(&pair.west, 0..BLOCKS, 50);
+    wait_follows(&pair.west, &pair.east);
+
+    // Either dies once more on the way.
+    pair.east.kill();
+    guest.write(&pair.west, 0..BLOCKS, 20);
+    pair.east.start();
+    wait_follows(&pair.west, &pair.east);
+
+    // And home again.
+    pair.west.stop();
+    pair.east.ask(["failover", GROUP, "--to", "latest", "--yes"]);
+    assert!(served(&pair.east) == guest.image, "east serves what west had");
+    guest.write(&pair.east, 0..BLOCKS, 50);
+    pair.west.start();
+    pair.east.ask(["failover", "commit", GROUP]);
+    pair.east.ask(["reprotect", GROUP]);
+    wait_follows(&pair.east, &pair.west);
+    assert!(newest(&pair.west) == guest.image, "west's newest point is what east serves");
+
+    // East's disk is a plain one again, once all is on it.
+    wait_until("the points of east's time as a replica are folded", PATIENCE, || {
+        pair.east.group()["window"].is_null()
+    });
+    assert!(served(&pair.east) == guest.image, "east on its plain disk");
+    guest.write(&pair.east, 0..BLOCKS, 20);
+    wait_follows(&pair.east, &pair.west);
+    wait_until("the plain disk alone holds everything", PATIENCE, || {
+        std::fs::read(pair.east.group_dir().join("volumes/data.img")).expect("the plain disk") == guest.image
+    });
+    pair.east.stop();
+    pair.west.stop();
+    pair.east.verify_log("at the end");
+    pair.west.verify_log("at the end");
+}
