@@ -7,6 +7,8 @@
 //!
 //! - A node with base images of its own, whose points reach back to where the histories part, lacks nothing: it goes
 //!   on from there as any replica does.
+//! - Where the log does not reach back to the parting, since it was given up for a replica, the extents that were
+//!   tracked for that replica are what diverged.
 //! - One without (the first primary of a group) goes on upon the volumes' disks themselves: they hold the state at the
 //!   parting, but for what the branch changed. Not a byte is copied to begin with.
 //!
@@ -72,12 +74,29 @@ impl Node {
         }
         self.sync_now(now).map_err(|_| Rebuff::Failed)?;
         let durable = self.log.durable().position();
-        let Parting { tip, branch, .. } = self.parting(hello, durable)?;
-        let cut = tip.lsn;
         let keeps = self.state.keeps();
-        let is_exact = keeps != Keeps::Nothing && cut >= self.state.horizon;
+        let known = self.parting(hello, durable).and_then(|Parting { tip, branch, .. }| {
+            let is_exact = keeps != Keeps::Nothing && tip.lsn >= self.state.horizon;
+            let diverged = if is_exact { Extents::default() } else { self.changed_since(tip.lsn)? };
+            Ok((tip, branch, is_exact, diverged))
+        });
+        let (tip, branch, is_exact, mut diverged) = match known {
+            Err(Rebuff::TooFarBehind { .. }) if keeps == Keeps::Nothing => {
+                let (tip, diverged) = self.tracked_parting(hello).ok_or(Rebuff::TooFarBehind { durable })?;
+                // Of what was written since, the log holds the end.
+                let after = self.log.start().position();
+                let branch = (after.lsn < durable.lsn).then_some(Branch {
+                    epoch: durable.epoch,
+                    after,
+                    last: durable.lsn,
+                });
+                (tip, branch, false, diverged)
+            }
+            known => known?,
+        };
+        let cut = tip.lsn;
+        let restarts = cut < self.log.start().lsn;
         let defined = self.volumes_at(cut);
-        let mut diverged = if is_exact { Extents::default() } else { self.changed_since(cut)? };
         // What the branch has defined goes with it.
         diverged.retain(|id| defined.contains(&id) && !planted!(ForgetDiverged));
         if keeps == Keeps::Nothing && !self.disks_hold_all() {
@@ -110,6 +129,9 @@ impl Node {
             state.branches.extend(branch.filter(|_| !planted!(DropBranch)));
             state.incarnation = Incarnation(state.incarnation.0 + 1);
             state.durable = cut.min(state.durable);
+            if restarts {
+                state.start = tip;
+            }
             state.hydration = None;
             state.volumes.retain(|spec| defined.contains(&spec.id));
             if state.keeps() != Keeps::Images {
@@ -138,6 +160,21 @@ impl Node {
             "this old primary is a replica now; what it wrote alone is kept as a branch"
         );
         self.reload(now)
+    }
+
+    /// Where a primary's history leaves this node's if the log does not reach back so far, and what changed since:
+    /// known if it was tracked for a replica that stood there or before.
+    fn tracked_parting(&self, hello: &Hello) -> Option<(Tip, Extents)> {
+        let ours = &self.state.history;
+        let common = ours.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
+        let at = hello.history.get(common)?.branch;
+        let is_ours = common == ours.len() && self.epoch_of(at.lsn) == at.epoch;
+        let tracked = self.followers.values().filter_map(|follower| follower.lack.as_ref());
+        let changed = tracked.filter_map(|lack| lack.changed_since(at.lsn)).next()?;
+        // The record behind it begins an incarnation, whichever came before.
+        let tip =
+            Tip { lsn: at.lsn, epoch: at.epoch, incarnation: Incarnation::default(), checksum: at.checksum };
+        is_ours.then(|| (tip, changed.clone()))
     }
 
     /// Reads the node's files anew, as its next start would.

@@ -222,6 +222,11 @@ impl Lack {
         !self.joined && !self.tracked && self.survey.is_none() && !self.unreadable
     }
 
+    /// All that was changed behind an LSN, and perhaps more; `None` if it is not known.
+    pub(super) fn changed_since(&self, lsn: Lsn) -> Option<&Extents> {
+        (self.tracked && !self.joined && self.survey.is_none() && lsn >= self.since).then_some(&self.extents)
+    }
+
     /// Whether changes have to be noted.
     fn notes(&self) -> bool {
         !self.joined && (self.tracked || self.survey.is_some())
