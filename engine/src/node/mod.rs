@@ -353,6 +353,12 @@ impl Node {
         self.volumes.iter().filter(|(_, volume)| volume.defined <= lsn).map(|(&id, _)| id).collect()
     }
 
+    /// The names of the volumes that are not.
+    pub(crate) fn dropped_at(&self, lsn: Lsn) -> Vec<String> {
+        let dropped = self.volumes.values().filter(|volume| volume.defined > lsn);
+        dropped.map(|volume| volume.spec.name.clone()).collect()
+    }
+
     /// The path of a file of this group.
     pub(crate) fn path(&self, name: &str) -> String {
         format!("{}/{name}", self.config.dir)

@@ -283,7 +283,10 @@ impl Node {
             self.append_control(now, epoch, Kind::Volume, spec.id, &body)?;
             let defined = self.log.tip().lsn;
             let volume = Volume { spec, defined, backing, base, active: Overlay::default(), frozen: None };
-            self.volumes.insert(volume.spec.id, volume);
+            let (id, whole) = (volume.spec.id, Extent::new(0, volume.spec.size));
+            self.volumes.insert(id, volume);
+            // Whoever is away lacks all of it.
+            self.note_change(id, whole);
         }
         Ok(())
     }

@@ -116,11 +116,7 @@ impl Node {
             Keeps::Nothing => cut,
             Keeps::Images | Keeps::Disks => self.state.base.min(cut),
         };
-        let dropped: Vec<String> = self
-            .volume_specs()
-            .filter(|spec| !defined.contains(&spec.id))
-            .map(|spec| spec.name.clone())
-            .collect();
+        let dropped = self.dropped_at(cut);
         let history = hello.history.clone();
         let decided = self.update_state(now, |state| {
             state.role = Role::Replica;

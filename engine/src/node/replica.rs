@@ -16,7 +16,7 @@ use super::{LastPrimary, Node, Volume, coarse, open};
 use crate::event::{FLAG_AGAIN, Kind, MAX_BODY_BYTES};
 use crate::overlay::Overlay;
 use crate::peer::{Batch, Hello, Rebuff, TakesBack, Welcome};
-use crate::state::Role;
+use crate::state::{Keeps, Role};
 use crate::types::{Lsn, Now, Position, Reign};
 use crate::{lacks, log};
 
@@ -129,6 +129,7 @@ impl Node {
         };
         let history = hello.history.clone();
         let defined = self.volumes_at(cut);
+        let dropped = self.dropped_at(cut);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(cut, &mut coarse);
         self.update_state(now, |state| {
@@ -138,6 +139,9 @@ impl Node {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);
                 state.volumes.retain(|spec| defined.contains(&spec.id));
+                if state.keeps() == Keeps::Disks {
+                    state.stale_disks.extend(dropped);
+                }
             }
             if let (Some((number, _)), Some(diverged)) = (&again, &mut state.diverged) {
                 state.lacks_file = *number;
@@ -230,6 +234,11 @@ impl Node {
                 self.note_brought(header);
             }
             Kind::Volume if header.flags & FLAG_AGAIN != 0 && self.volumes.contains_key(&header.volume) => {}
+            // One that was taken back may know it from its own time.
+            Kind::Volume
+                if open::spec_of(header, &record.payload).is_some_and(|spec| {
+                    self.volumes.get(&spec.id).is_some_and(|known| known.spec == spec)
+                }) => {}
             Kind::Volume => {
                 assert!(record.payload.len() <= MAX_BODY_BYTES, "the log has checked the length");
                 let spec = open::spec_of(header, &record.payload)

@@ -101,19 +101,24 @@ pub struct Survey {
 pub struct Surveyed {
     replica: String,
     changed: Extents,
+    /// The volumes that are new to the replica: all of them is.
+    defined: Vec<VolumeId>,
     upto: Lsn,
 }
 
 impl Survey {
     pub(super) fn run(self) -> Result<Surveyed, String> {
-        let mut changed = Extents::default();
+        let (mut changed, mut defined) = (Extents::default(), Vec::new());
         let covered = self.headers.run(|header| {
             if header.kind.changes_bytes() {
                 changed.insert(header.volume, header.extent);
             }
+            if header.kind == Kind::Volume {
+                defined.push(header.volume);
+            }
         });
         let upto = covered.map_err(|error| format!("looking through the log: {error}"))?;
-        Ok(Surveyed { replica: self.replica, changed, upto })
+        Ok(Surveyed { replica: self.replica, changed, defined, upto })
     }
 }
 
@@ -337,11 +342,14 @@ impl Node {
     }
 
     pub(crate) fn finish_survey(&mut self, surveyed: &Surveyed) {
-        let Surveyed { replica, changed, upto } = surveyed;
+        let Surveyed { replica, changed, defined, upto } = surveyed;
+        let volumes = &self.volumes;
+        let size = |id: &VolumeId| volumes.get(id).map_or(0, |volume| volume.spec.size);
         let follower = self.followers.get_mut(replica);
         let Some(lack) = follower.and_then(|follower| follower.lack.as_mut()) else { return };
         let Some((_, last)) = lack.survey else { return };
         lack.extents.add(changed);
+        defined.iter().for_each(|id| lack.extents.insert(*id, Extent::new(0, size(id))));
         lack.survey = (*upto < last).then_some((*upto, last));
         lack.tracked = lack.survey.is_none();
         self.work.lacks_changed = true;
@@ -405,7 +413,9 @@ impl Node {
             follower.held = follower.held.max(theirs.lsn);
         }
         let is_new = theirs.lsn == Lsn::ZERO;
-        let grows = !needs.lacks.is_empty();
+        // A replica in a span that this node has not begun lacks what this node cannot know, whatever it tells besides.
+        let knows = follower.lack.as_ref().is_some_and(|lack| lack.owed);
+        let grows = !needs.lacks.is_empty() && (knows || !needs.coarse);
         if grows && self.work.is_bulk_out() {
             return Err(JoinError::NotYet);
         }
@@ -427,15 +437,15 @@ impl Node {
             // It never heard of the jump.
             return Ok(lack.jump);
         }
-        let knows = lack.is_some_and(|lack| lack.counts());
         // Everything that it lacks is known: noted, or in the log.
         let covered = match is_held {
-            true => !needs.coarse || knows,
+            true => true,
             false => is_ours && !is_new && lack.is_some_and(|lack| lack.tracked && theirs.lsn >= lack.since),
         };
+        // In a span that this node knows nothing of, so that its newest points are of no use to anybody.
+        let is_adrift = needs.coarse && !knows;
+        let covered = covered && !is_adrift;
         if !covered {
-            // In a span that this node knows nothing of, so that its newest points are of no use to anybody.
-            let is_adrift = is_held && needs.coarse;
             if !is_new && !is_adrift && !follower.full_copy {
                 return Err(JoinError::NeedsCopy);
             }

@@ -511,7 +511,7 @@ impl World {
         self.machines[machine].seen_epoch = self.machines[machine].seen_epoch.max(after);
         let Some(live) = &mut self.machines[machine].live else { return Ok(false) };
         let branched = live.node.durable().lsn < was.1.lsn;
-        let is_kept = live.node.state().branches.iter().any(|branch| branch.last == was.1.lsn);
+        let is_kept = live.node.state().branches.iter().any(|branch| branch.last >= was.1.lsn);
         let fenced = was.0 == Role::Primary && live.node.role() == Role::Fenced;
         let taken_back = was.0 != Role::Replica && live.node.role() == Role::Replica;
         let incoming = live.incoming.get_mut(&conn).expect("it was just there");

@@ -37,6 +37,11 @@ impl World {
         let node = &live.node;
         let (role, death) = (node.role(), m.death);
         let seen = node.state().epoch_seen();
+        // What a disk refused to take cannot be known any more.
+        if seen < m.seen_epoch && m.is_excused() {
+            self.machines[machine].seen_epoch = seen;
+            return self.check_opened(machine);
+        }
         if seen < m.seen_epoch {
             let detail = format!("epoch {} had been seen, after the restart it knows {seen}", m.seen_epoch);
             return Err(self.broken("invariant_one_writer", machine, detail));
