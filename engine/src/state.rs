@@ -220,6 +220,12 @@ impl State {
         }
     }
 
+    /// Whether this node wrote the main line's reign of that epoch; a rival may have begun another one of the same.
+    #[must_use]
+    pub fn wrote(&self, epoch: Epoch) -> bool {
+        self.history.iter().any(|reign| reign.epoch == epoch && reign.node == self.node)
+    }
+
     /// The newest epoch that this node knows of.
     #[must_use]
     pub fn epoch_seen(&self) -> Epoch {

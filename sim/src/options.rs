@@ -508,6 +508,16 @@ fn draw_events(rng: &mut Rng, nodes: usize, faulty: Span, longest: Span) -> Vec<
             let other = draw_event(rng, PROMOTION, nodes, longest);
             events.push(Planned { at: at + Span(rng.below(2_000_000)), event: other });
         }
+        // Rot is found by who reads: a start does.
+        if let Event::Rot { node } = event
+            && rng.chance(PPM / 2)
+        {
+            let down = Span(1 + rng.below(longest.0 / 4));
+            events.push(Planned {
+                at: at + Span(rng.below(200_000_000)),
+                event: Event::PowerCut { node, off: down },
+            });
+        }
         events.push(Planned { at, event });
         let _ = rng.next_u64();
     }

@@ -28,6 +28,7 @@ use super::notes::Notes;
 use super::scan::{Depth, Scan, Stop, headers_anywhere};
 use super::segment::{Folder, Found, Segment, Spare};
 use super::{Limits, Log, PAGE_BYTES, Place, open_folder, ship};
+use crate::event::{Kind, Promoted, decode_body};
 use crate::io::{File, Storage};
 use crate::state::{Branch, Gap};
 use crate::types::{Epoch, GroupId, Incarnation, Lsn, Reign};
@@ -303,7 +304,7 @@ impl Opening<'_> {
                 // On record before the first record behind it was written; whatever else may follow here is older.
                 self.tip = gap.to;
             }
-            let Some((mut segment, len)) = self.next_segment() else { break };
+            let Some((mut segment, len)) = self.next_segment()? else { break };
             let stop = self.read_segment(&mut segment, len, visit)?;
             if len < segment.header.len {
                 let (lsn, path) = (self.tip.lsn.next(), self.folder.path(segment.slot));
@@ -318,25 +319,45 @@ impl Opening<'_> {
         self.judge(stopped)
     }
 
-    /// Takes the segment that begins behind the tip out of the candidates, with the length of its file. Of two that claim to, which only a
-    /// torn tail before the last opening can leave, the newer counts.
-    fn next_segment(&mut self) -> Option<(Segment, u64)> {
+    /// Takes the segment that begins behind the tip out of the candidates, with the length of its file. Of two that
+    /// claim to, which only a torn tail before the last opening can leave, the newer counts.
+    fn next_segment(&mut self) -> Result<Option<(Segment, u64)>, OpenError> {
         let tip = self.tip;
-        let epoch = match self.known.history.iter().find(|reign| reign.branch.lsn == tip.lsn) {
-            Some(reign) => {
-                self.known.history.iter().rev().find(|r| r.branch.lsn == tip.lsn).unwrap_or(reign).epoch
-            }
-            None => tip.epoch,
-        };
+        let begins = self.known.history.iter().rev().find(|reign| reign.branch.lsn == tip.lsn);
+        let epoch = begins.map_or(tip.epoch, |reign| reign.epoch);
         let after = self.line.last().map_or(0, |segment| segment.header.sequence);
-        let index = self.candidates.iter().rposition(|Candidate { header, .. }| {
-            header.first == tip.lsn.next()
+        let mut found = None;
+        for (index, candidate) in self.candidates.iter().enumerate().rev() {
+            let header = &candidate.header;
+            let fits = header.first == tip.lsn.next()
                 && header.previous == tip.checksum
                 && header.epoch == epoch
-                && header.sequence > after
-        })?;
-        let Candidate { spare: Spare { slot, file }, header, len } = self.candidates.remove(index);
-        Some((Segment::new(slot, file, header, tip), len))
+                && header.sequence > after;
+            if fits && !self.is_of_a_rival(candidate, begins)? {
+                found = Some(index);
+                break;
+            }
+        }
+        Ok(found.map(|index| {
+            let Candidate { spare: Spare { slot, file }, header, len } = self.candidates.remove(index);
+            (Segment::new(slot, file, header, tip), len)
+        }))
+    }
+
+    /// Whether a segment begins the reign of another node that was promoted to the same epoch at the same point: only
+    /// its first record tells.
+    fn is_of_a_rival(&self, candidate: &Candidate, begins: Option<&Reign>) -> Result<bool, OpenError> {
+        let Some(reign) = begins else { return Ok(false) };
+        let Candidate { spare: Spare { slot, file }, header, len } = candidate;
+        let start = SEGMENT_HEADER_BYTES as u64;
+        let mut scan = Scan::new(file.clone(), self.seed, header.len.min(*len), start, self.tip);
+        Ok(match scan.next(Depth::Whole).map_err(self.io(*slot))? {
+            Ok((first, _, body)) if first.kind == Kind::Promote => {
+                decode_body::<Promoted>(body).is_some_and(|promoted| promoted.reign != *reign)
+            }
+            // What is torn or damaged is judged where it is read.
+            _ => false,
+        })
     }
 
     fn read_segment(

@@ -348,15 +348,18 @@ impl Node {
         reign.map_or(Epoch(0), |reign| reign.epoch)
     }
 
-    /// The volumes that are part of the history up to `lsn`.
+    /// The volumes that are part of the history up to `lsn`. Of those that were defined before the log begins, it is
+    /// only known that something came before them.
     pub(crate) fn volumes_at(&self, lsn: Lsn) -> BTreeSet<VolumeId> {
-        self.volumes.iter().filter(|(_, volume)| volume.defined <= lsn).map(|(&id, _)| id).collect()
+        let is_part = |volume: &Volume| lsn > Lsn::ZERO && volume.defined <= lsn;
+        self.volumes.iter().filter(|(_, volume)| is_part(volume)).map(|(&id, _)| id).collect()
     }
 
     /// The names of the volumes that are not.
     pub(crate) fn dropped_at(&self, lsn: Lsn) -> Vec<String> {
-        let dropped = self.volumes.values().filter(|volume| volume.defined > lsn);
-        dropped.map(|volume| volume.spec.name.clone()).collect()
+        let defined = self.volumes_at(lsn);
+        let dropped = self.volumes.iter().filter(|(id, _)| !defined.contains(id));
+        dropped.map(|(_, volume)| volume.spec.name.clone()).collect()
     }
 
     /// The path of a file of this group.

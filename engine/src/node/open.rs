@@ -312,7 +312,7 @@ pub(super) fn load(
     let replays = state.role != Role::Replica && state.hydration.is_none();
     let headers_through = if replays { state.applied.min(state.durable) } else { state.durable };
     let (log, report) = {
-        let own = |epoch: Epoch| state.own.contains(&epoch);
+        let own = |epoch: Epoch| state.wrote(epoch);
         let known = Known {
             group: state.group,
             history: &state.history,
@@ -800,7 +800,7 @@ pub fn examine(storage: Arc<dyn Storage>, dir: &str) -> Result<Examined, Error> 
         _ => Error::Io { path: format!("{dir}/lock"), error },
     })?;
     let state = file.get();
-    let own = |epoch: Epoch| state.own.contains(&epoch);
+    let own = |epoch: Epoch| state.wrote(epoch);
     let known = Known {
         group: state.group,
         history: &state.history,

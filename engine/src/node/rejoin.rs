@@ -23,7 +23,7 @@ use crate::log::chain::Tip;
 use crate::log::format::Header;
 use crate::peer::{Hello, Lack, MAX_LACKS, Rebuff};
 use crate::state::{Branch, Coarse, Diverged, Keeps, Role};
-use crate::types::{Extent, Incarnation, Lsn, Now, Position};
+use crate::types::{Extent, Incarnation, Lsn, Now, Position, VolumeId};
 
 /// Where a history leaves that of this node.
 pub(super) struct Parting {
@@ -130,7 +130,7 @@ impl Node {
             }
             state.hydration = None;
             state.volumes.retain(|spec| defined.contains(&spec.id));
-            if state.keeps() != Keeps::Images {
+            if keeps != Keeps::Images {
                 state.stale_disks.extend(dropped);
             }
             state.acknowledged = Vec::new();
@@ -167,6 +167,13 @@ impl Node {
         let is_ours = common == ours.len() && self.epoch_of(at.lsn) == at.epoch;
         let tracked = self.followers.values().filter_map(|follower| follower.lack.as_ref());
         let changed = tracked.filter_map(|lack| lack.changed_since(at.lsn)).next()?;
+        // A volume all of which changed may have been defined since: then no disk of the primary's holds its zeros.
+        let is_new = |(id, extent): (VolumeId, Extent)| {
+            self.volumes.get(&id).is_some_and(|volume| extent.offset == 0 && extent.len >= volume.spec.size)
+        };
+        if at.lsn > Lsn::ZERO && changed.runs().any(is_new) {
+            return None;
+        }
         // The record behind it begins an incarnation, whichever came before.
         let tip =
             Tip { lsn: at.lsn, epoch: at.epoch, incarnation: Incarnation::default(), checksum: at.checksum };

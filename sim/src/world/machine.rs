@@ -88,7 +88,8 @@ pub(super) struct Machine {
     pub(super) rules: bool,
     /// Its disk has broken its own promises.
     pub(super) damaged: bool,
-    /// It was taken back with base images that were beyond the parting: what diverged is in them until it is folded over.
+    /// It was taken back with disks that were beyond the parting: what diverged is in them until the line is folded or
+    /// applied over it.
     pub(super) odd_base: bool,
     /// Its operator wants old primaries as its replicas.
     pub(super) takes_back: bool,

@@ -85,6 +85,8 @@ pub(crate) struct World {
     quiet: bool,
     /// Every fault is gone.
     healed: bool,
+    /// A writer whose disk broke its promises has started again, and may have written another history over what it lost.
+    rewritten: bool,
     link_bytes: u64,
     figures: Figures,
     samples: Vec<Sample>,
@@ -157,6 +159,7 @@ impl World {
             counters: BTreeMap::new(),
             quiet: false,
             healed: false,
+            rewritten: false,
             link_bytes: 0,
             figures: Figures::default(),
             samples: Vec::new(),

@@ -94,8 +94,14 @@ impl World {
         }
     }
 
+    /// Whether a writer's disk may have dropped what was durable, so that another history was written over it.
+    fn is_rewritten(&self) -> bool {
+        self.rewritten || self.machines.iter().any(|m| m.damaged && m.reign.is_some())
+    }
+
     /// A primary is back after a death: what is left is what has to be (guarantees 1, 2 and 3).
     fn check_writer(&mut self, machine: usize, own: Key, death: crate::reference::Death) -> Result {
+        self.rewritten |= self.machines[machine].damaged;
         let m = &self.machines[machine];
         let node = &m.live.as_ref().expect("it has just been opened").node;
         let records = autopsy::records(node, &m.disk);

@@ -118,9 +118,7 @@ impl World {
         found: &Image,
     ) -> Result {
         let timeline = &self.timelines[&own];
-        // A writer whose disk dropped what was durable has written another history over it.
-        let rewritten = self.machines.iter().any(|m| m.damaged && m.reign.is_some());
-        if rewritten || self.machines[machine].damaged {
+        if self.is_rewritten() || self.machines[machine].damaged {
             return Ok(());
         }
         let Some(places) = places else {

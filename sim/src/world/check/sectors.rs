@@ -16,7 +16,7 @@ impl World {
     /// Guarantee 1: each sector of a backing device holds a state of the durable log.
     pub(in crate::world) fn invariant_write_ahead(&self, machine: usize, own: Key, upto: Lsn) -> Result {
         let m = &self.machines[machine];
-        if m.is_excused() {
+        if m.is_excused() || m.odd_base || self.is_rewritten() {
             return Ok(());
         }
         let backings = self.images(machine, "volumes");
@@ -39,7 +39,7 @@ impl World {
         let Some(timeline) = node.history().last().and_then(|reign| self.timelines.get(&key(reign))) else {
             return Ok(());
         };
-        if m.is_excused() || m.odd_base || !live.bulk.is_idle() {
+        if m.is_excused() || m.odd_base || !live.bulk.is_idle() || self.is_rewritten() {
             return Ok(());
         }
         let horizon = node.state().horizon;
