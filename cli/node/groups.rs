@@ -16,7 +16,7 @@ use engine::os::clock;
 use engine::os::runtime;
 use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
 use engine::state;
-use engine::types::{GroupId, Lsn, NodeId, Position, Timestamp};
+use engine::types::{Epoch, GroupId, Lsn, NodeId, Position, Timestamp};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -117,21 +117,22 @@ pub(super) struct Group {
 
 /// What the link watches. Told by the engine after every change.
 struct Told {
-    /// While this node is primary: its durable LSN. Dropped when it no longer is, which ends the sessions.
-    durable: Mutex<Option<watch::Sender<Lsn>>>,
+    /// While this node calls its replicas: as whom, and its durable LSN. Dropped when that changes, which ends the
+    /// sessions.
+    durable: Mutex<Option<(Epoch, watch::Sender<Lsn>)>>,
     standing: watch::Sender<Standing>,
 }
 
 impl Told {
     fn update(&self, node: &Node) {
         let mut durable = self.durable.lock().expect("no holder of the lock panics");
-        if node.hello().is_some() {
+        *durable = node.calls_as().map(|epoch| {
             let lsn = node.durable().lsn;
-            let sender = durable.get_or_insert_with(|| watch::channel(lsn).0);
+            let known = durable.take().filter(|(known, _)| *known == epoch);
+            let (_, sender) = known.unwrap_or_else(|| (epoch, watch::channel(lsn).0));
             sender.send_if_modified(|known| std::mem::replace(known, lsn) != lsn);
-        } else {
-            *durable = None;
-        }
+            (epoch, sender)
+        });
         drop(durable);
         let standing =
             Standing { durable: node.acknowledgeable(), refusing: refusing(node), asks: node.asks().into() };
@@ -300,13 +301,13 @@ impl Source for Group {
     }
 
     fn asked(&self, peer: &NodeName, ask: Ask) {
-        self.engine.with(|node, _| node.asked(peer.as_str(), ask));
+        self.engine.with(|node, now| node.asked(now, peer.as_str(), ask));
     }
 
     fn durable(&self) -> watch::Receiver<Lsn> {
         let durable = self.told.durable.lock().expect("no holder of the lock panics");
         match &*durable {
-            Some(sender) => sender.subscribe(),
+            Some((_, sender)) => sender.subscribe(),
             // No longer primary: a channel whose sending half is gone ends the session.
             None => watch::channel(Lsn::ZERO).1,
         }
@@ -359,7 +360,7 @@ impl Source for Group {
                 _ => {}
             }
         }
-        self.engine.with(|node, _| node.acknowledged(peer.as_str(), durable));
+        self.engine.with(|node, now| node.acknowledged(now, peer.as_str(), durable));
         Ok(())
     }
 

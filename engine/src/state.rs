@@ -184,7 +184,8 @@ pub struct State {
     pub takes_back: bool,
     /// Volumes that only a branch has defined, whose disks are there all the same.
     pub stale_disks: Vec<String>,
-    /// The record with which this primary handed the group over: it takes nothing more from guests.
+    /// The last record of a primary that handed the group over to the replica which its `fenced_by` names, until that has
+    /// taken it.
     pub handed_over: Option<Lsn>,
 }
 

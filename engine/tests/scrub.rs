@@ -147,12 +147,13 @@ impl Pair {
 
     fn acknowledge(&mut self) {
         self.replica.sync();
-        self.primary.node.acknowledged("west", self.replica.node.acknowledgeable());
+        let now = self.primary.now();
+        self.primary.node.acknowledged(now, "west", self.replica.node.acknowledgeable());
         let asks = self.replica.node.asks();
         assert!(asks.is_sorted_by(|a, b| a.0 < b.0), "numbers ascend: {asks:?}");
         for (number, ask) in asks {
             if number > self.asked {
-                self.primary.node.asked("west", ask);
+                self.primary.node.asked(now, "west", ask);
                 self.asked = number;
             }
         }

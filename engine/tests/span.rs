@@ -150,7 +150,8 @@ impl Pair {
 
     fn acknowledge(&mut self) {
         self.replica.sync();
-        self.primary.node.acknowledged("west", self.replica.node.acknowledgeable());
+        let now = self.primary.now();
+        self.primary.node.acknowledged(now, "west", self.replica.node.acknowledgeable());
     }
 
     /// Ends one of the two, as a kill does or as a power cut does, and starts it again.

@@ -149,6 +149,8 @@ pub enum Event {
     Promote { node: usize, at: Point },
     /// An operator commits a promotion, and has old primaries taken back.
     Reprotect { node: usize },
+    /// An operator has a replica ask its primary for the group: a planned failover.
+    Handover { node: usize },
     /// A node's disk is lost and replaced by an empty one.
     Wipe { node: usize },
     /// A point is opened, and closed after a while.
@@ -183,6 +185,7 @@ impl Event {
             Event::ClockDrift { .. } => "clock drift",
             Event::Promote { .. } => "promotion",
             Event::Reprotect { .. } => "reprotect",
+            Event::Handover { .. } => "planned failover",
             Event::Wipe { .. } => "lost disk",
             Event::Pin { .. } => "pinned point",
             Event::Scramble => "scramble",
@@ -190,7 +193,7 @@ impl Event {
     }
 
     /// All names, so that a soak can say what it never did.
-    pub const NAMES: [&'static str; 23] = [
+    pub const NAMES: [&'static str; 24] = [
         "power cut",
         "power cut at a call",
         "kill",
@@ -212,15 +215,19 @@ impl Event {
         "clock drift",
         "promotion",
         "reprotect",
+        "planned failover",
         "lost disk",
         "pinned point",
     ];
 }
 
 /// Counters of transitions and crash points that a soak has to reach, or say that it did not.
-pub const RARE: [&str; 12] = [
+pub const RARE: [&str; 15] = [
     "role: replica to primary",
     "role: primary to fenced",
+    "role: fenced to replica",
+    "role: fenced to primary",
+    "handed over",
     "torn tails",
     "disks filled",
     "disk: failed sync",
@@ -256,6 +263,7 @@ impl fmt::Display for Event {
             | Event::Rot { .. }
             | Event::RotBase { .. }
             | Event::Reprotect { .. }
+            | Event::Handover { .. }
             | Event::Wipe { .. }
             | Event::Scramble => Ok(()),
             Event::Abandon { late } => write!(f, "old frames arrive for {:.3} s", seconds(*late)),
@@ -356,6 +364,7 @@ impl Options {
         let regions = ["east", "west", "north", "south"];
         let mut events = draw_events(&mut root.child("events"), nodes, faulty, Span(faulty.0 / 2));
         add_reprotects(&mut root.child("reprotects"), faulty, &mut events);
+        add_handovers(&mut root.child("handovers"), nodes, faulty, &mut events);
         Options {
             seed,
             nodes: (0..nodes)
@@ -479,6 +488,23 @@ fn add_reprotects(rng: &mut Rng, faulty: Span, events: &mut Vec<Planned>) {
         for _ in 0..rng.below(3) {
             let after = Span(rng.below((faulty.0 - at.0).max(1)));
             events.push(Planned { at: at + after, event: Event::Reprotect { node } });
+        }
+    }
+    events.sort_by_key(|planned| planned.at);
+}
+
+/// In a third of the runs the group is handed over, a few times, whatever else happens.
+fn add_handovers(rng: &mut Rng, nodes: usize, faulty: Span, events: &mut Vec<Planned>) {
+    if !rng.chance(PPM / 3) {
+        return;
+    }
+    for _ in 0..1 + rng.below(4) {
+        let (at, node) = (Time(rng.below(faulty.0)), rng.below(nodes as u64) as usize);
+        events.push(Planned { at, event: Event::Handover { node } });
+        // Whoever gave it away may want it back by force, as its operator does when the heir is gone.
+        if rng.chance(PPM / 4) {
+            let (at, node) = (at + Span(rng.below(faulty.0 / 4)), rng.below(nodes as u64) as usize);
+            events.push(Planned { at, event: Event::Promote { node, at: Point::Share(PPM) } });
         }
     }
     events.sort_by_key(|planned| planned.at);

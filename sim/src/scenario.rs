@@ -306,6 +306,7 @@ enum Do {
     ClockDrift,
     Promote,
     Reprotect,
+    PlannedFailover,
     Pin,
     Attack,
 }
@@ -689,6 +690,7 @@ impl Reader<'_> {
                 Box::new(move |node| Event::Promote { node, at })
             }
             Do::Reprotect => Box::new(|node| Event::Reprotect { node }),
+            Do::PlannedFailover => Box::new(|node| Event::Handover { node }),
             Do::Pin => Box::new(move |node| Event::Pin { node, at_ppm: PPM / 2, span }),
         };
         let happen: Vec<Event> = self.nodes(table)?.into_iter().map(of_node).collect();

@@ -153,7 +153,7 @@ enum Outcome {
 }
 
 impl Checks {
-    fn number(&mut self) -> u64 {
+    pub(super) fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
     }
@@ -365,6 +365,9 @@ impl Node {
         if let Some(damage) = self.checks.damage.as_ref().filter(|damage| damage.well_at.is_none()) {
             let Damage { volume, extent, number, .. } = *damage;
             asks.push((number, Ask::Repair(Lack { volume, extent })));
+        }
+        if let Some(wish) = self.wish {
+            asks.push((wish.number, Ask::Handover));
         }
         if self.checks.said > 0 {
             asks.push((self.checks.said, Ask::Checked(self.checks.report.newest)));

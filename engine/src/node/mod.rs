@@ -18,6 +18,7 @@
 //! | [`replica`] | following a primary |
 //! | [`promote`] | changing roles |
 //! | [`rejoin`] | an old primary that is taken back |
+//! | [`handover`] | a planned failover: no write lost, and no two primaries |
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
 //! | `coarse` | a replica in a sync span |
@@ -34,6 +35,7 @@ pub mod checkpoint;
 mod coarse;
 pub mod config;
 pub mod fold;
+pub mod handover;
 pub mod hydrate;
 pub mod open;
 pub mod points;
@@ -151,6 +153,10 @@ pub struct Node {
     waiters: VecDeque<Waiter>,
     answers: Vec<Answer>,
     next_ticket: u64,
+    /// Guests wait until a replica has everything.
+    pub(crate) drain: Option<handover::Drain>,
+    /// This replica has asked for the group.
+    pub(crate) wish: Option<handover::Wish>,
     /// When the oldest record that is not yet durable was appended.
     pub(crate) unsynced_since: Option<Mono>,
     pub(crate) last_primary: Option<LastPrimary>,
@@ -174,15 +180,18 @@ impl Role {
     /// Which role may become which.
     ///
     /// ```text
-    /// replica → primary   promoted by an operator
-    /// primary → fenced    learned of a newer epoch
+    /// replica → primary   promoted by an operator, or given the group by its primary
+    /// primary → fenced    learned of a newer epoch, or gave the group to a replica
     /// fenced  → replica   taken back by the newer primary
+    /// fenced  → primary   went on by its operator's word: the replica that it gave the group to never took it
     /// ```
     #[must_use]
     pub fn may_become(self, next: Role) -> bool {
         matches!(
             (self, next),
-            (Role::Replica, Role::Primary) | (Role::Primary, Role::Fenced) | (Role::Fenced, Role::Replica)
+            (Role::Replica | Role::Fenced, Role::Primary)
+                | (Role::Primary, Role::Fenced)
+                | (Role::Fenced, Role::Replica)
         )
     }
 }

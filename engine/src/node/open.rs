@@ -433,6 +433,8 @@ pub(super) fn load(
         waiters: VecDeque::new(),
         answers: Vec::new(),
         next_ticket: 1,
+        drain: None,
+        wish: None,
         unsynced_since: None,
         last_primary: None,
         stream: None,

@@ -115,7 +115,7 @@ impl Node {
             batch.into_iter().partition(|request| is_lookup(&request.op));
         if !mutations.is_empty() {
             let writes = mutations.iter().any(|request| request.op != Op::Flush);
-            match writes && self.overlay_is_full() {
+            match self.is_draining() || writes && self.overlay_is_full() {
                 true => *requests = mutations,
                 false => *requests = self.log_batch(now, id, mutations, out),
             }
@@ -292,15 +292,22 @@ impl Node {
         Some(Plan::new(extent, parts.collect::<Option<Vec<_>>>()?))
     }
 
-    /// What this primary says to a replica that it dials; `None` if it has nothing to say.
+    /// Whether records go from here to replicas.
+    fn sends(&self) -> bool {
+        self.state.role == Role::Primary && self.failed.is_none()
+    }
+
+    /// What this node says to a replica that it dials, as the primary or to hand the group over; `None` if it has
+    /// nothing to say.
     #[must_use]
     pub fn hello(&self) -> Option<Hello> {
-        let sends = self.state.role == Role::Primary && self.failed.is_none();
-        sends.then(|| Hello {
+        self.calls_as()?;
+        let history = if self.sends() { &self.state.history } else { &self.state.fenced_by };
+        Some(Hello {
             name: self.config.name.clone(),
             group: self.state.group,
             node: self.config.node,
-            history: self.state.history.clone(),
+            history: history.clone(),
             durable: self.log.durable().position(),
             first: self.log.first(),
         })
@@ -360,7 +367,7 @@ impl Node {
         welcome: &Welcome,
         needs: Option<&Needs>,
     ) -> Result<Option<Jump>, AttachError> {
-        if self.hello().is_none() {
+        if !self.sends() {
             return Err(AttachError::NotSending(self.why_not_sending()));
         }
         if !self.followers.contains_key(replica) {
@@ -407,19 +414,17 @@ impl Node {
     /// Durable records from `from` on.
     #[must_use]
     pub fn records_from(&self, from: Lsn, max_bytes: usize) -> Stretch {
-        match self.hello() {
-            Some(_) => self.log.read(from, max_bytes),
-            None => Stretch::UpToDate,
-        }
+        if self.sends() { self.log.read(from, max_bytes) } else { Stretch::UpToDate }
     }
 
     /// A replica holds everything up to `durable`. The link has checked that so much was sent.
-    pub fn acknowledged(&mut self, replica: &str, durable: Position) {
+    pub fn acknowledged(&mut self, now: Now, replica: &str, durable: Position) {
         let Some(follower) = self.followers.get_mut(replica) else { return };
         follower.acknowledged = follower.acknowledged.max(durable.lsn);
         follower.held = follower.held.max(durable.lsn);
         self.copies_acknowledged(replica);
         self.settle();
+        self.settle_handover(now);
     }
 
     /// The link to a replica came or went.
@@ -437,6 +442,7 @@ impl Node {
         }
         if let Rebuff::Superseded { history } = rebuff {
             self.fence(now, history);
+            self.end_offer(now, history);
         }
     }
 

@@ -25,6 +25,15 @@ pub struct Promotion {
     pub repeated: bool,
 }
 
+/// What a promotion is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// The operator chose a point, and may choose again until the promotion is committed.
+    Failover,
+    /// The primary has handed the group over: there is no other point, and the old primary is taken back.
+    Planned,
+}
+
 /// Why a node cannot be promoted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PromoteError {
@@ -108,10 +117,22 @@ impl Node {
     pub fn promote(&mut self, now: Now, at: Lsn, epoch: Epoch) -> Result<Promotion, PromoteError> {
         match self.state.role {
             Role::Primary => return self.promoted_before(at, epoch),
+            Role::Fenced if self.state.handed_over.is_some() => return self.resume(now, epoch),
             Role::Fenced => return Err(PromoteError::Fenced { by: self.state.epoch_seen() }),
             Role::Replica if self.log.tip().lsn == Lsn::ZERO => return Err(PromoteError::Empty),
             Role::Replica => {}
         }
+        self.promote_to(now, at, epoch, How::Failover)
+    }
+
+    /// The promotion of a replica.
+    pub(super) fn promote_to(
+        &mut self,
+        now: Now,
+        at: Lsn,
+        epoch: Epoch,
+        how: How,
+    ) -> Result<Promotion, PromoteError> {
         if let Some(failed) = &self.failed {
             return Err(PromoteError::Failed(failed.reason.clone()));
         }
@@ -163,11 +184,11 @@ impl Node {
             state.incarnation = incarnation;
             state.hydration = Some(hydration);
             state.volumes = volumes;
-            state.uncommitted = Some(at);
+            state.uncommitted = (how == How::Failover).then_some(at);
             if is_filled {
                 state.stale_disks.extend(dropped);
             }
-            state.takes_back = false;
+            state.takes_back = how == How::Planned;
             // Of an earlier reign of this node.
             state.acknowledged = Vec::new();
             state.lost = Vec::new();

@@ -45,6 +45,9 @@ impl Node {
         if self.failed.is_some() {
             return Err(Rebuff::Failed);
         }
+        if let Some(&reign) = hello.history.last().filter(|reign| reign.node != hello.node) {
+            return Err(self.take_over(now, hello, reign));
+        }
         if !self.is_born() {
             let adopted = self.be_born(hello.group, hello.history.clone());
             adopted.map_err(|error| {
@@ -82,6 +85,13 @@ impl Node {
             && ours != their
         {
             return Err(Rebuff::Rival { history: self.state.history.clone() });
+        }
+        if self.state.role == Role::Primary && self.state.history.last() == Some(their) {
+            // The caller offers what this node has taken already.
+            return Err(Rebuff::Superseded { history: self.state.history.clone() });
+        }
+        if their.epoch > seen {
+            self.end_offer(now, theirs);
         }
         if self.state.role == Role::Primary && their.epoch > self.state.epoch() {
             self.fence(now, theirs);
@@ -169,7 +179,7 @@ impl Node {
     }
 
     /// Makes everything appended durable, here and now.
-    fn settle_at_rest(&mut self, now: Now) -> Result<Position, Rebuff> {
+    pub(super) fn settle_at_rest(&mut self, now: Now) -> Result<Position, Rebuff> {
         assert!(!self.work.is_syncing(), "a hello is judged while no sync is out");
         self.sync_now(now).map_err(|_| Rebuff::Failed)?;
         Ok(self.log.durable().position())

@@ -284,9 +284,9 @@ impl Node {
     }
 
     /// A replica asks, in mid-session.
-    pub fn asked(&mut self, replica: &str, ask: Ask) {
+    pub fn asked(&mut self, now: Now, replica: &str, ask: Ask) {
         match ask {
-            Ask::Handover => {}
+            Ask::Handover => self.asked_for_group(now, replica),
             Ask::Checked(checked) => {
                 if let Some(follower) = self.followers.get_mut(replica) {
                     let told = checked.upto.min(self.log.tip().lsn);

@@ -289,6 +289,7 @@ impl Node {
         if self.failed.is_some() || !self.is_born() {
             return None;
         }
+        self.settle_handover(now);
         match lane {
             Lane::Sync if self.work.syncing || !self.sync_is_due(now) => None,
             Lane::Sync => {
@@ -358,7 +359,7 @@ impl Node {
                 None => self.active_bytes() >= self.config.limits.apply_bytes,
             },
             Lane::Copy => !self.work.copying && self.copy_is_due(now),
-            Lane::Bulk => !self.work.bulk && self.is_hydrating(),
+            Lane::Bulk => !self.work.bulk && self.is_hydrating() || self.heir().is_some(),
             Lane::Verify => self.verify_is_due(now) || self.check_is_due(),
         }
     }

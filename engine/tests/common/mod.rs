@@ -243,7 +243,8 @@ pub fn ship(primary: &mut Driven, replica: &mut Driven, mut next: Lsn) -> Lsn {
         let now = replica.now();
         replica.node.append(now, batch).expect("the records follow");
         replica.sync();
-        primary.node.acknowledged("west", replica.node.acknowledgeable());
+        let now = primary.now();
+        primary.node.acknowledged(now, "west", replica.node.acknowledgeable());
     }
 }
 

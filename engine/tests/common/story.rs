@@ -167,7 +167,8 @@ fn ship(node: &mut Driven, reference: &mut Reference) {
         reference.promised = reference.promised.max(batch.last);
         next = batch.last.next();
     }
-    node.node.acknowledged("west", durable);
+    let now = node.now();
+    node.node.acknowledged(now, "west", durable);
     reference.promised = reference.promised.max(durable.lsn);
 }
 

@@ -132,6 +132,7 @@ impl World {
                 self.pump(*node)?;
             }
             Event::Reprotect { node } => self.reprotect(*node)?,
+            Event::Handover { node } => self.ask_for_group(*node)?,
             Event::Wipe { node } => self.wipe(*node),
             Event::Pin { node, at_ppm, span } => self.pin(*node, *at_ppm, *span)?,
             Event::Scramble => self.scramble()?,
@@ -156,6 +157,7 @@ impl World {
             | Event::ClockDrift { node, .. }
             | Event::Promote { node, .. }
             | Event::Reprotect { node }
+            | Event::Handover { node }
             | Event::Wipe { node }
             | Event::Pin { node, .. } => *node,
             Event::Cut { from, .. } => *from,

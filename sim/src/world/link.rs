@@ -28,6 +28,8 @@ const LONGEST_RECORD: usize = (256 << 10) + (4 << 10);
 pub(super) struct Dial {
     conn: Option<ConnId>,
     hello: Option<Hello>,
+    /// In whose name it said so.
+    said: Option<Epoch>,
     sender: Option<Sender>,
     /// When to dial, or to give up dialling.
     pub(super) at: Time,
@@ -41,6 +43,7 @@ impl Dial {
         Dial {
             conn: None,
             hello: None,
+            said: None,
             sender: None,
             at,
             retry_ms: MIN_RETRY_MS,
@@ -188,6 +191,7 @@ impl World {
                 if at >= dial.at
                     && let Some(hello) = live.node.hello()
                 {
+                    dial.said = hello.history.last().map(|reign| reign.epoch);
                     dial.hello = Some(hello);
                     dial.at = at + CONNECT;
                     dial.conn = Some(self.net.dial(at, Host(machine as u32), Host(target as u32)));
@@ -196,7 +200,8 @@ impl World {
                 }
                 return Ok(());
             };
-            if live.node.hello().is_none() {
+            // It may call in another name now: then it says so anew.
+            if live.node.calls_as().is_none() || dial.said != live.node.calls_as() {
                 self.hang_up(machine, target, true);
                 return Ok(());
             }
@@ -255,7 +260,7 @@ impl World {
                         self.collect_answers(machine)?;
                     }
                     sender::Event::Acked(position) => {
-                        live.node.acknowledged(&peer, position);
+                        live.node.acknowledged(now, &peer, position);
                         let key = key.expect("a primary has a reign");
                         self.note_position(machine, key, position)?;
                         self.trace(machine, "acked", &[("by", target as u64), ("lsn", position.lsn.0)]);
@@ -264,7 +269,7 @@ impl World {
                     }
                     sender::Event::Heard(_) => {}
                     sender::Event::Asked(ask) => {
-                        live.node.asked(&peer, ask);
+                        live.node.asked(now, &peer, ask);
                         self.count("asked", 1);
                     }
                     sender::Event::Rebuffed(rebuff) => {
@@ -514,6 +519,7 @@ impl World {
         let is_kept = live.node.state().branches.iter().any(|branch| branch.last >= was.1.lsn);
         let fenced = was.0 == Role::Primary && live.node.role() == Role::Fenced;
         let taken_back = was.0 != Role::Replica && live.node.role() == Role::Replica;
+        let took_over = was.0 == Role::Replica && live.node.role() == Role::Primary;
         let incoming = live.incoming.get_mut(&conn).expect("it was just there");
         incoming.receiver.handle_verdict(now, verdict.clone().map(|welcome| (needs, welcome)));
         match &verdict {
@@ -568,6 +574,9 @@ impl World {
                     self.count("fenced", 1);
                 }
             }
+        }
+        if took_over {
+            self.took_over(machine)?;
         }
         self.collect_answers(machine)?;
         Ok(true)
@@ -675,7 +684,7 @@ impl World {
     pub(super) fn next_session_wake(&self, machine: usize) -> Option<Time> {
         let m = &self.machines[machine];
         let live = m.live.as_ref()?;
-        let sends = live.node.hello().is_some();
+        let sends = live.node.calls_as().is_some();
         let dials = live.dials.values().filter_map(|dial| match (&dial.sender, dial.conn) {
             (Some(sender), _) => sender.poll_timeout().map(|at| m.clock.time_of(at)),
             (None, Some(_)) => Some(dial.at),

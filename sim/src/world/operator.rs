@@ -59,7 +59,15 @@ impl World {
         let now = self.machines[machine].clock.now(time);
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let Some((point, epoch)) = live.promote.take() else { return Ok(()) };
-        let Some(at) = self.choose(machine, point) else {
+        let resumes = self.machines[machine]
+            .live
+            .as_ref()
+            .is_some_and(|live| live.node.role() == Role::Fenced && live.node.state().handed_over.is_some());
+        let chosen = match &self.machines[machine].live {
+            Some(live) if resumes => Some(live.node.durable().lsn),
+            _ => self.choose(machine, point),
+        };
+        let Some(at) = chosen else {
             self.count("promotion without a window", 1);
             return Ok(());
         };
@@ -99,6 +107,10 @@ impl World {
                 }
                 self.figure_failover(machine, at);
                 self.take_reign(machine)?;
+                if resumes {
+                    self.count("went on after a handover that nobody took", 1);
+                    return Ok(());
+                }
                 self.check_image(machine, at, "invariant_points_exact", Look::Whole)?;
                 self.invariant_branches_kept(machine)?;
             }
@@ -150,6 +162,36 @@ impl World {
             }
         }
         self.pump(machine)
+    }
+
+    /// The operator of a replica wants its primary to hand the group over.
+    pub(super) fn ask_for_group(&mut self, machine: usize) -> Result {
+        let now = self.machines[machine].clock.now(self.now());
+        let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
+        let asked = live.node.ask_for_group(now);
+        self.count(if asked.is_ok() { "asked for the group" } else { "not in a state to ask" }, 1);
+        self.pump(machine)
+    }
+
+    /// A replica has taken the group that its primary handed over: it has all that was ever answered there.
+    pub(super) fn took_over(&mut self, machine: usize) -> Result {
+        let Some(live) = &self.machines[machine].live else { return Ok(()) };
+        let history = live.node.history().to_vec();
+        let [.., before, reign] = history.as_slice() else { return Ok(()) };
+        let (at, epoch) = (reign.branch.lsn, reign.epoch);
+        let lost =
+            self.timelines[&key(before)].range(at.next()..).filter(|(_, entry)| entry.answered).count();
+        if lost > 0 && !self.any_damaged() {
+            let detail =
+                format!("{lost} answered writes lie behind LSN {at}, where the group was handed over");
+            return Err(self.broken("invariant_handover_loses_nothing", machine, detail));
+        }
+        self.count("handed over", 1);
+        self.say(machine, "took the group over", &[("epoch", epoch.0.into()), ("at", at.0.into())]);
+        self.machines[machine].takes_back = true;
+        self.figure_failover(machine, at);
+        self.take_reign(machine)?;
+        self.check_image(machine, at, "invariant_points_exact", Look::Whole)
     }
 
     /// The node writes a reign of its own now: its timeline and its guests begin.

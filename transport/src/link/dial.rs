@@ -18,7 +18,7 @@ use super::session::Config as SessionConfig;
 use super::tls::{Credentials, NodeName, Side};
 use super::wire::{Reader, Writer};
 use engine::peer::{Batch, Hello, Jump};
-use engine::types::Now;
+use engine::types::{Lsn, Now};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -123,10 +123,12 @@ impl<S: Source> Link<S> {
             self.dialler.seed,
         );
         loop {
+            // Before the hello: where that is of a newer reign, the session ends with this.
+            let durable = self.dialler.source.durable();
             match self.dialler.source.hello() {
                 Some(hello) => {
                     self.changed(LinkState::Connecting);
-                    let Err(end) = self.attempt(hello, &mut backoff).await;
+                    let Err(end) = self.attempt(hello, durable, &mut backoff).await;
                     self.changed(LinkState::Down { reason: end.to_string() });
                 }
                 None => self.changed(LinkState::Idle),
@@ -156,10 +158,15 @@ impl<S: Source> Link<S> {
         self.state = state;
     }
 
-    async fn attempt(&mut self, hello: Hello, backoff: &mut Backoff) -> Result<Infallible, End> {
+    async fn attempt(
+        &mut self,
+        hello: Hello,
+        durable: watch::Receiver<Lsn>,
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, End> {
         let connection = self.connect().await?;
         let mut closing = Closing::new(connection);
-        let end = match self.session(&closing.connection, hello, backoff).await {
+        let end = match self.session(&closing.connection, hello, durable, backoff).await {
             Ok(never) => match never {},
             Err(end) => end,
         };
@@ -205,13 +212,13 @@ impl<S: Source> Link<S> {
         &mut self,
         connection: &quinn::Connection,
         hello: Hello,
+        mut durable: watch::Receiver<Lsn>,
         backoff: &mut Backoff,
     ) -> Result<Infallible, End> {
         let clock = Clock::start();
         let (stream_out, stream_in) = connection.open_bi().await?;
         let mut reader = Reader::new(stream_in);
         let mut writer = Writer::new(stream_out);
-        let mut durable = self.dialler.source.durable();
         let takes_back = self.dialler.source.takes_back();
         let mut sender = Sender::new(self.dialler.config.session.clone(), clock.now(), hello, takes_back);
         let mut job: Option<Job<Done>> = None;

@@ -60,6 +60,22 @@ impl World {
         self.straggler().is_none()
     }
 
+    /// An old primary whose heir could take the group, and has not.
+    fn offers_in_vain(&self) -> Option<usize> {
+        let node = |m: &crate::world::machine::Machine| m.live.as_ref().map(|live| live.node.state().clone());
+        (0..self.machines.len()).find(|&machine| {
+            let Some(state) = node(&self.machines[machine]).filter(|state| state.handed_over.is_some())
+            else {
+                return false;
+            };
+            let Some(reign) = state.fenced_by.last() else { return false };
+            self.machines.iter().any(|heir| {
+                let stands = heir.live.as_ref().map(|live| live.node.durable());
+                heir.id == reign.node && !heir.is_excused() && stands == Some(reign.branch)
+            })
+        })
+    }
+
     /// What is still open.
     fn straggler(&self) -> Option<(usize, String)> {
         for (machine, m) in self.machines.iter().enumerate() {
@@ -69,6 +85,9 @@ impl World {
             }
         }
         let winners = self.winners();
+        if let Some(machine) = winners.is_empty().then(|| self.offers_in_vain()).flatten() {
+            return Some((machine, "nobody has taken the group that it handed over".to_owned()));
+        }
         let [winner] = winners.as_slice() else { return None };
         let primary = &self.machines[*winner].live.as_ref().expect("it serves").node;
         let tip = primary.log().tip();
