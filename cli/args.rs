@@ -217,8 +217,11 @@ pub(crate) struct FailoverBegin {
     /// The group
     pub(crate) group: String,
     /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
-    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
-    pub(crate) to: Point,
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true, required_unless_present = "planned")]
+    pub(crate) to: Option<Point>,
+    /// Have the primary hand the group over: nothing is lost, and it becomes the replica at once
+    #[arg(long, conflicts_with_all = ["to", "plan"])]
+    pub(crate) planned: bool,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,

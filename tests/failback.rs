@@ -140,3 +140,45 @@ fn r09_r14_a_region_comes_back_and_production_goes_home() {
     pair.east.verify_log("at the end");
     pair.west.verify_log("at the end");
 }
+
+#[test]
+fn a_planned_failover_and_back() {
+    let scratch = Scratch::new();
+    let mut pair = Pair::init_symmetric(scratch.path(), &[Volume::new("data", VOLUME_BYTES)]);
+    pair.west.start();
+    pair.east.start();
+    pair.wait_connected();
+    let mut guest = Guest { image: vec![0; VOLUME_BYTES as usize], random: Random::new(21) };
+    guest.write(&pair.east, 0..BLOCKS, 300);
+
+    let wrong = pair.east.try_ask(["failover", GROUP, "--planned", "--yes"]);
+    assert_eq!(wrong.status.code(), Some(3), "the primary has it already: {}", tool::said(&wrong));
+
+    // Not waited for: what is on its way comes first.
+    let before = number(&pair.east.group()["positions"]["durable"]);
+    let promotion = pair.west.ask(["failover", GROUP, "--planned", "--yes"]);
+    assert!(number(&promotion["to"]["lsn"]) >= before, "{promotion}");
+    assert!(served(&pair.west) == guest.image, "west serves all that was written on east");
+    guest.write(&pair.west, 0..BLOCKS, 100);
+    wait_follows(&pair.west, &pair.east);
+    let points = pair.east.ask(["points", "list", GROUP]);
+    assert_eq!(points["branches"], serde_json::json!([]), "nothing was left behind");
+    assert_eq!(points["spans"], serde_json::json!([]), "and nothing was copied");
+
+    // And home, with a death of the old primary right behind.
+    pair.east.ask(["failover", GROUP, "--planned", "--yes"]);
+    pair.west.kill();
+    assert!(served(&pair.east) == guest.image, "east serves all that was written on west");
+    guest.write(&pair.east, 0..BLOCKS, 50);
+    pair.west.start();
+    wait_follows(&pair.east, &pair.west);
+    assert!(newest(&pair.west) == guest.image, "west's newest point is what east serves");
+
+    // Without the primary there is nobody to ask.
+    pair.east.kill();
+    wait_until("west has noticed", PATIENCE, || pair.west.group()["primary"]["link"]["state"] != "connected");
+    let refused = pair.west.try_ask(["failover", GROUP, "--planned", "--yes"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", tool::said(&refused));
+    assert!(tool::said(&refused).contains("--to latest"), "{}", tool::said(&refused));
+    pair.west.stop();
+}

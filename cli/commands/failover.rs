@@ -10,6 +10,7 @@ use crate::commands::status::{ago, stretch};
 use crate::control::api::{Failover, Plan, Promotion, Role, Stretch};
 use crate::exit::Failure;
 use crate::human::{self, Form, Table, clean};
+use crate::point::Point;
 use crate::time;
 use crate::units::{Bytes, duration_ms};
 use engine::types::Timestamp;
@@ -19,14 +20,40 @@ use std::fmt::Write as _;
 pub(crate) fn run(global: &Global, arguments: &args::Failover) -> Result<(), Failure> {
     match (&arguments.step, &arguments.begin) {
         (Some(args::FailoverStep::Commit(commit)), _) => reprotect::commit(global, commit),
-        (None, Some(begin)) => fail_over(global, begin),
+        (None, Some(begin)) => match begin.to {
+            Some(to) => fail_over(global, begin, to),
+            None => hand_over(global, begin),
+        },
         (None, None) => Err(Failure::usage("a group is needed: `landfall failover GROUP --to latest`")),
     }
 }
 
-fn fail_over(global: &Global, arguments: &args::FailoverBegin) -> Result<(), Failure> {
+/// A planned failover.
+fn hand_over(global: &Global, arguments: &args::FailoverBegin) -> Result<(), Failure> {
+    let group = &arguments.group;
     let mut client = global.connect()?;
-    let plan = client.plan_failover(&arguments.group, arguments.to)?;
+    human::say(format!(
+        "Planned failover of group {0} to this node: the primary lets writes wait until this node has everything, stops \
+         serving, and becomes its replica. Nothing is lost.",
+        clean(group)
+    ));
+    if !arguments.yes {
+        human::confirm(&format!("Make this node the primary of {group}?"))?;
+    }
+    let promotion = client.handover(group)?;
+    human::answer(global.form(), &promotion, promotion_text)?;
+    if global.form() == Form::Text {
+        human::say(format!(
+            "Point the clients here. The same command on the old primary goes back: `landfall failover {} --planned`.",
+            clean(group)
+        ));
+    }
+    Ok(())
+}
+
+fn fail_over(global: &Global, arguments: &args::FailoverBegin, to: Point) -> Result<(), Failure> {
+    let mut client = global.connect()?;
+    let plan = client.plan_failover(&arguments.group, to)?;
     let shown = plan_text(&plan, time::now());
     if arguments.plan {
         return human::answer(global.form(), &plan, |_| shown);

@@ -83,6 +83,8 @@ pub(crate) enum Request {
     PlanFailover(PlanRequest),
     /// [`super::Operator::failover`].
     Failover(Failover),
+    /// [`super::Operator::handover`].
+    Handover(OfGroup),
     /// [`super::Operator::commit`].
     Commit(OfGroup),
     /// [`super::Operator::reprotect`].

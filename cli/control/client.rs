@@ -90,6 +90,11 @@ impl Client {
         self.call(&Request::Failover(request))
     }
 
+    /// [`super::Operator::handover`].
+    pub(crate) fn handover(&mut self, group: &str) -> Result<Promotion, Failure> {
+        self.call(&Request::Handover(OfGroup { group: group.to_owned() }))
+    }
+
     /// [`super::Operator::commit`].
     pub(crate) fn commit(&mut self, group: &str) -> Result<Committed, Failure> {
         self.call(&Request::Commit(OfGroup { group: group.to_owned() }))

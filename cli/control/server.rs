@@ -218,6 +218,7 @@ impl Shared {
             }
             Request::PlanFailover(plan) => value(operator.plan_failover(&plan.group, plan.to)),
             Request::Failover(request) => value(operator.failover(&request)),
+            Request::Handover(request) => value(operator.handover(&request.group)),
             Request::Commit(request) => value(operator.commit(&request.group)),
             Request::Reprotect(request) => value(operator.reprotect(&request.group)),
             Request::Resync(request) => value(operator.resync(&request)),
@@ -342,6 +343,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "unmount" => params(&method, given).map(Request::Unmount),
         "plan_failover" => params(&method, given).map(Request::PlanFailover),
         "failover" => params(&method, given).map(Request::Failover),
+        "handover" => params(&method, given).map(Request::Handover),
         "commit" => params(&method, given).map(Request::Commit),
         "reprotect" => params(&method, given).map(Request::Reprotect),
         "resync" => params(&method, given).map(Request::Resync),

@@ -103,6 +103,10 @@ impl Operator for Fake {
         })
     }
 
+    fn handover(&self, _group: &str) -> Result<Promotion, Fault> {
+        Err(Fault::new(FaultCode::Refused, "the primary is not connected"))
+    }
+
     fn commit(&self, _group: &str) -> Result<Committed, Fault> {
         let promoted = self.promoted.lock().unwrap();
         Ok(Committed { at: promoted.map(|_| Lsn(90)) })

@@ -338,6 +338,10 @@ impl Operator for FakeNode {
         })
     }
 
+    fn handover(&self, _group: &str) -> Result<Promotion, Fault> {
+        Err(Fault::new(FaultCode::Refused, "the demo's primary is killed, not asked"))
+    }
+
     fn commit(&self, _group: &str) -> Result<Committed, Fault> {
         Ok(Committed { at: None })
     }

@@ -20,16 +20,18 @@ pub(crate) use logs::{export_trace, inspect, verify};
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
-    Committed, Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OnMismatch, Plan, Points,
-    Promotion, Reprotected, Resync, Round, Status, Verify,
+    Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Mount, MountId, MountRequest, OnMismatch,
+    Plan, Points, Promotion, Reprotected, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
 use crate::point::Point;
 use crate::time;
+use engine::node::handover::PATIENCE_MS;
 use engine::node::promote::{CommitError, PromoteError};
 use engine::node::verify::VerifyError;
 use engine::os::disk::Disk;
+use engine::state;
 use engine::types::{NodeId, Timestamp};
 use groups::{Group, Sinks};
 use mounts::Mounts;
@@ -50,6 +52,10 @@ use transport::link::tls::{Credentials, NodeName};
 use transport::nbd;
 use volumes::Volumes;
 
+/// How much longer than the primary lets writes wait an answer to a planned failover may take: the primary calls again.
+const HANDOVER_GRACE: Duration = Duration::from_secs(10);
+/// How often it is looked whether this node has become the primary.
+const HANDOVER_LOOK: Duration = Duration::from_millis(10);
 /// How long the link's tasks have to end.
 const LINK_STOP: Duration = Duration::from_secs(2);
 
@@ -348,6 +354,56 @@ impl Operator for Node {
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
         show::plan(self.group(group)?, to)
+    }
+
+    fn handover(&self, name: &str) -> Result<Promotion, Fault> {
+        let begun = Instant::now();
+        let group = self.group(name)?;
+        let connected = group.upstream.newest().is_some_and(|(_, link)| link.state == LinkState::Connected);
+        let refused = |why: &dyn std::fmt::Display| {
+            let mut fault =
+                Fault::new(FaultCode::Refused, format_args!("group {name}: {why}; nothing was changed"));
+            fault.next = Some(format!(
+                "without the primary it is `landfall failover {name} --to latest`; `landfall status` tells what each \
+                 node is"
+            ));
+            fault
+        };
+        group.engine.with(|node, now| {
+            if node.role() == state::Role::Replica && !connected {
+                return Err(refused(&"the primary is not connected, and cannot hand it over"));
+            }
+            node.ask_for_group(now).map_err(|error| refused(&error))
+        })?;
+        let patience = Duration::from_millis(PATIENCE_MS) + HANDOVER_GRACE;
+        while group.engine.peek(|node| node.role() == state::Role::Replica && node.failed().is_none()) {
+            if begun.elapsed() > patience {
+                let mut fault = Fault::new(
+                    FaultCode::Failed,
+                    format_args!("group {name}: the primary did not hand it over, and goes on serving"),
+                );
+                fault.next = Some(
+                    "its log says why: this replica was not whole, the link too slow, or a failover to it is not \
+                     committed"
+                        .to_owned(),
+                );
+                return Err(fault);
+            }
+            std::thread::sleep(HANDOVER_LOOK);
+        }
+        let report = group.report();
+        let reign = report.history.last().filter(|_| report.role == state::Role::Primary);
+        let reign =
+            *reign.ok_or_else(|| Fault::new(FaultCode::Failed, format_args!("group {name} failed")))?;
+        Ok(Promotion {
+            group: name.to_owned(),
+            epoch: reign.epoch,
+            to: group.at(reign.branch.lsn),
+            already: false,
+            took_ms: begun.elapsed().as_millis() as u64,
+            nbd: self.nbd_at.clone(),
+            volumes: show::volumes(group, &report),
+        })
     }
 
     fn commit(&self, group: &str) -> Result<Committed, Fault> {

@@ -88,6 +88,16 @@ fn group(group: &Arc<Group>) -> Shown {
             None => "the first copy of the disks is under way: there is no recovery point yet".to_owned(),
         });
     }
+    if report.draining {
+        alarms.push("writes wait: the group is being handed over to a replica".to_owned());
+    }
+    if let Some(at) = report.handed_over {
+        alarms.push(format!(
+            "the group was handed over at LSN {at}, and the replica has not answered as its primary yet; if it is lost, \
+             `landfall failover {} --to latest` has this node go on",
+            report.name
+        ));
+    }
     if let Some(at) = report.uncommitted {
         alarms.push(format!(
             "the failover to LSN {at} is not committed: what lies around it is kept until `landfall failover commit {}`",
@@ -372,6 +382,24 @@ pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
         Fault::new(FaultCode::Refused, format_args!("group {}: {message}", group.config.name))
     };
     match report.role {
+        state::Role::Fenced if report.handed_over.is_some() => {
+            let at = group.at(report.durable);
+            return Ok(Plan {
+                group: report.name.clone(),
+                role: Role::Replica,
+                to: at,
+                latest: at,
+                epoch: group.engine.peek(engine::node::Node::next_epoch),
+                set_aside: Stretch::default(),
+                not_received: Stretch::default(),
+                last_contact: Some(Moment(time::now())),
+                warnings: vec![
+                    "this node handed the group over to a replica that has not answered as the primary; if it takes \
+                     the group after all, it is fenced and what was written there is a branch"
+                        .to_owned(),
+                ],
+            });
+        }
         state::Role::Fenced => {
             return Err(refused(
                 "this node is an old primary, fenced by a newer one; fail over to a replica",

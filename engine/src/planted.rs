@@ -42,6 +42,8 @@ pub enum Mistake {
     ForgetDiverged,
     /// What an old primary wrote alone is not kept.
     DropBranch,
+    /// A primary hands over before the replica has everything.
+    HandOverEarly,
     /// A scrub tells of what was read, though a guest has written there since.
     ScrubOverWrites,
     /// A part that a replica wants again is forgotten once its span has begun.
@@ -50,7 +52,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 19] = [
+    pub const ALL: [Mistake; 20] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -68,6 +70,7 @@ impl Mistake {
         Mistake::FreeBeforeNoted,
         Mistake::ForgetDiverged,
         Mistake::DropBranch,
+        Mistake::HandOverEarly,
         Mistake::ScrubOverWrites,
         Mistake::ForgetRepair,
     ];

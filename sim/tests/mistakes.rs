@@ -61,6 +61,7 @@ caught! {
     r24_a_copy_over_a_write: CopyOverWrites within 1_500..2_000, by ["points"];
     r09_what_diverged_is_not_told: ForgetDiverged within 0..400, by ["points", "invariant"];
     r09_a_branch_that_is_dropped: DropBranch within 0..100, by ["branches_kept"];
+    a_group_handed_over_early: HandOverEarly within 0..200, by ["handover_loses_nothing"];
     scrub_of_what_a_guest_has_overwritten: ScrubOverWrites within 0..600, by ["mismatches_are_real"];
     scrub_repair_that_is_forgotten: ForgetRepair within 0..600, by ["repairs_hold"];
     w20_a_log_freed_before_it_is_noted: FreeBeforeNoted within 0..600, by ["points", "converge", "invariant"];

@@ -33,6 +33,7 @@ macro_rules! scenarios {
 
 scenarios! {
     r14_region_outage: "region-outage";
+planned_failover: "planned-failover";
     r09_r14_region_outage_then_return: "region-outage-then-return";
     r14_failover_during_resync: "failover-during-resync";
     r14_flapping_link: "flapping-link";

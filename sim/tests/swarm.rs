@@ -41,6 +41,7 @@ fn six_hundred_seeds_are_clean_and_reach_what_they_are_for() {
         "network: reset",
         "network: lost frame",
         "converged on one primary",
+        "handed over",
         "scrubs checked",
         "scrubs that found something",
         "scrubs after which all was well again",

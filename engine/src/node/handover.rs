@@ -119,7 +119,12 @@ impl Node {
         }
         if let Some(node) = self.heir() {
             self.drain = None;
-            let branch = self.log.durable().position();
+            let mut branch = self.log.durable().position();
+            if planted!(HandOverEarly) {
+                let has =
+                    self.followers.values().map(|follower| follower.acknowledged).max().unwrap_or_default();
+                branch = self.log.tip_at(has).ok().flatten().map_or(branch, |(tip, ..)| tip.position());
+            }
             self.hand_over(now, Reign { epoch: self.next_epoch(), branch, node });
         } else if now.mono >= drain.until {
             tracing::warn!(
@@ -134,10 +139,8 @@ impl Node {
     pub(super) fn heir(&self) -> Option<NodeId> {
         let follower = self.followers.get(&self.drain.as_ref()?.replica)?;
         let (tip, durable) = (self.log.tip(), self.log.durable());
-        let has_all = follower.connected
-            && follower.lack.is_none()
-            && follower.acknowledged >= tip.lsn
-            && durable == tip;
+        let is_drained = follower.acknowledged >= tip.lsn && durable == tip || planted!(HandOverEarly);
+        let has_all = follower.connected && follower.lack.is_none() && is_drained;
         let is_quiet = self.waiters.is_empty() && self.answers.is_empty();
         follower.node.filter(|_| has_all && is_quiet)
     }

@@ -48,6 +48,10 @@ pub struct Report {
     pub replicas: Vec<ReplicaReport>,
     /// The point of a promotion that is not committed.
     pub uncommitted: Option<Lsn>,
+    /// Guests wait until a replica has everything, to take the group.
+    pub draining: bool,
+    /// Where this old primary handed the group over to a replica that has not answered as the primary yet.
+    pub handed_over: Option<Lsn>,
     /// Old primaries are taken back as replicas.
     pub takes_back: bool,
     /// What promotions left behind.
@@ -149,6 +153,8 @@ impl Node {
                 .collect(),
             replicas: self.replica_reports(),
             uncommitted: self.state.uncommitted,
+            draining: self.is_draining(),
+            handed_over: self.state.handed_over,
             takes_back: self.state.takes_back,
             branches: self.state.branches.clone(),
             round: self.round(),

@@ -1,7 +1,7 @@
 //! The scenarios that come with Landfall.
 
 /// Their names.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
     "asymmetric-partition",
     "clock-skew",
     "double-failure",
@@ -9,6 +9,7 @@ pub const NAMES: [&str; 14] = [
     "flapping-link",
     "long-outage",
     "long-outage-log-full",
+    "planned-failover",
     "ransomware",
     "region-outage",
     "region-outage-then-return",
@@ -29,6 +30,7 @@ pub fn shipped(name: &str) -> Option<&'static str> {
         "flapping-link" => include_str!("../../scenarios/flapping-link.toml"),
         "long-outage" => include_str!("../../scenarios/long-outage.toml"),
         "long-outage-log-full" => include_str!("../../scenarios/long-outage-log-full.toml"),
+        "planned-failover" => include_str!("../../scenarios/planned-failover.toml"),
         "ransomware" => include_str!("../../scenarios/ransomware.toml"),
         "region-outage" => include_str!("../../scenarios/region-outage.toml"),
         "region-outage-then-return" => include_str!("../../scenarios/region-outage-then-return.toml"),

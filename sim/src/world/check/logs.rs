@@ -7,6 +7,7 @@ use crate::ledger::{Key, Timeline};
 use engine::event::{FLAG_COPY, Kind};
 use engine::state::{Gap, Role};
 use engine::types::{Extent, Lsn};
+use std::collections::BTreeSet;
 
 impl World {
     /// Guarantee 2 and the log's own truth: the records in the files are the operations, in their order, bit for
@@ -131,7 +132,12 @@ impl World {
             let state = live.node.state();
             let mut ends = vec![(branch.after.lsn, branch.after.checksum)];
             let mut furthest = branch.after.lsn;
+            // The same record may stand in several files.
+            let mut seen = BTreeSet::new();
             while let Some((lsn, checksum)) = ends.pop() {
+                if !seen.insert((lsn, checksum.0)) {
+                    continue;
+                }
                 furthest = furthest.max(lsn);
                 let leap = autopsy::leap(state, autopsy::Line::Branch, lsn, checksum);
                 ends.extend((leap.0 > lsn).then_some(leap));
