@@ -13,6 +13,7 @@
 
 use crate::io::{File, OpenMode, Storage};
 use crate::log::chain::Tip;
+use crate::log::format::SegmentHeader;
 use crate::types::{Epoch, GroupId, Incarnation, Lsn, NodeId, Position, Reign, VolumeId};
 use bincode::{Decode, Encode};
 use std::io::IoSlice;
@@ -50,6 +51,14 @@ pub struct Branch {
     pub after: Position,
     /// The branch's last record.
     pub last: Lsn,
+}
+
+impl Branch {
+    /// Whether a segment that is not part of the main line may hold records of it, by what its header says.
+    #[must_use]
+    pub fn may_need(&self, header: &SegmentHeader) -> bool {
+        (self.after.epoch..=self.epoch).contains(&header.epoch) && header.first <= self.last
+    }
 }
 
 /// The disk of a promoted node being filled from the point it was promoted at.

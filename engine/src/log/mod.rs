@@ -20,6 +20,7 @@
 //! | [`ship`] | reading stretches of it for a replica |
 //! | [`notes`] | what the catalog wants to know of the newest records |
 
+pub mod branch;
 pub mod chain;
 pub mod format;
 pub mod notes;
@@ -31,6 +32,7 @@ pub mod ship;
 use crate::event::Kind;
 use crate::io::{File, Storage, is_no_space};
 use crate::peer::Batch;
+use crate::state::Branch;
 use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Reign, Timestamp, VolumeId};
 use bytes::{Bytes, BytesMut};
 use chain::Tip;
@@ -642,6 +644,30 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// Gives the files back that none of these branches needs, which are durably on record by now. A file of which only
+    /// the records tell is kept until the next opening looks.
+    ///
+    /// # Errors
+    /// Of the folder; the files are found again at the next start.
+    pub fn keep_branches(&mut self, branches: &[Branch]) -> std::io::Result<()> {
+        for segment in &mut self.line {
+            let within = segment.header.first..=segment.last;
+            segment.shared = branches.iter().any(|branch| within.contains(&branch.after.lsn));
+        }
+        let (kept, free) = std::mem::take(&mut self.branches)
+            .into_iter()
+            .partition(|segment| branches.iter().any(|branch| branch.may_need(&segment.header)));
+        self.branches = kept;
+        let free: Vec<Segment> = free;
+        free.into_iter().try_for_each(|segment| self.folder.recycle(segment.slot, segment.file))
+    }
+
+    /// Bytes of files that only branches need.
+    #[must_use]
+    pub fn branch_bytes(&self) -> u64 {
+        self.branches.iter().map(|segment| segment.header.len).sum()
     }
 
     /// Makes the record behind the tip begin a new segment: a promotion, or a branch left behind.

@@ -512,9 +512,7 @@ impl Opening<'_> {
 
     /// Whether a segment that is not part of the line may hold records of a branch, by what its header says.
     fn may_be_branch(&self, header: &SegmentHeader) -> bool {
-        self.known.branches.iter().any(|branch| {
-            (branch.after.epoch..=branch.epoch).contains(&header.epoch) && header.first <= branch.last
-        })
+        self.known.branches.iter().any(|branch| branch.may_need(header))
     }
 
     /// Whether a file does hold some, of one epoch or of any.

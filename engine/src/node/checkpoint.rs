@@ -124,6 +124,7 @@ impl Node {
             return None;
         }
         self.work.next_checkpoint = now.mono.plus_ms(self.config.limits.checkpoint_ms);
+        self.expire_branches(now);
         let replays = !self.is_hydrating() && self.state.role != Role::Replica;
         let applied = replays.then_some(self.work.applied);
         let durable = self.log.durable().lsn;

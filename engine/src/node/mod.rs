@@ -19,6 +19,7 @@
 //! | [`promote`] | changing roles |
 //! | [`rejoin`] | an old primary that is taken back |
 //! | [`handover`] | a planned failover: no write lost, and no two primaries |
+//! | [`branches`] | what was left beside the main line |
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
 //! | `coarse` | a replica in a sync span |
@@ -30,6 +31,7 @@
 //! | [`hydrate`] | filling the disks of a promoted node |
 //! | [`report`] | what a node says of itself |
 
+pub mod branches;
 pub mod check;
 pub mod checkpoint;
 mod coarse;

@@ -23,7 +23,7 @@ use crate::log::chain::Tip;
 use crate::log::format::Header;
 use crate::peer::{Hello, Lack, MAX_LACKS, Rebuff};
 use crate::state::{Branch, Coarse, Diverged, Keeps, Role};
-use crate::types::{Extent, Incarnation, Lsn, Now, Position, VolumeId};
+use crate::types::{Extent, Incarnation, Lsn, Now, Position, Reign, VolumeId};
 
 /// Where a history leaves that of this node.
 pub(super) struct Parting {
@@ -37,11 +37,11 @@ pub(super) struct Parting {
 
 impl Node {
     /// Where a primary's history leaves this node's, whose log ends at `durable`.
-    pub(super) fn parting(&self, hello: &Hello, durable: Position) -> Result<Parting, Rebuff> {
-        let common = self.state.history.iter().zip(&hello.history).take_while(|(a, b)| a == b).count();
+    pub(super) fn parting(&self, theirs: &[Reign], durable: Position) -> Result<Parting, Rebuff> {
+        let common = self.state.history.iter().zip(theirs).take_while(|(a, b)| a == b).count();
         // The first reign of theirs that is not ours begins behind this position; nothing of ours behind it, or
         // behind the first reign of ours that is not theirs, is part of the history any more.
-        let ends = [self.state.history.get(common), hello.history.get(common)];
+        let ends = [self.state.history.get(common), theirs.get(common)];
         let cut = ends.iter().flatten().map(|reign| reign.branch.lsn).fold(durable.lsn, Lsn::min);
         let cut = self.log.floor(cut);
         let found = self.log.tip_at(cut).map_err(|error| {
@@ -49,7 +49,7 @@ impl Node {
             Rebuff::Failed
         })?;
         let (tip, _, end) = found.ok_or(Rebuff::TooFarBehind { durable })?;
-        if let Some(theirs) = hello.history.get(common)
+        if let Some(theirs) = theirs.get(common)
             && theirs.branch.lsn == cut
             && theirs.branch != tip.position()
         {
@@ -75,7 +75,7 @@ impl Node {
         self.sync_now(now).map_err(|_| Rebuff::Failed)?;
         let durable = self.log.durable().position();
         let keeps = self.state.keeps();
-        let known = self.parting(hello, durable).and_then(|Parting { tip, branch, .. }| {
+        let known = self.parting(&hello.history, durable).and_then(|Parting { tip, branch, .. }| {
             let is_exact = keeps != Keeps::Nothing && tip.lsn >= self.state.horizon;
             let diverged = if is_exact { Extents::default() } else { self.changed_since(tip.lsn)? };
             Ok((tip, branch, is_exact, diverged))

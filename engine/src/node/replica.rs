@@ -117,7 +117,7 @@ impl Node {
             // A fold that is under way may be past the place where the histories part. The next try finds it done.
             return Err(Rebuff::Failed);
         }
-        let Parting { tip, end, branch } = self.parting(hello, durable)?;
+        let Parting { tip, end, branch } = self.parting(&hello.history, durable)?;
         let cut = tip.lsn;
         if cut < self.state.horizon {
             return Err(Rebuff::TooFarBehind { durable });

@@ -540,7 +540,7 @@ impl World {
                 if taken_back {
                     self.machines[machine].reign = None;
                     self.machines[machine].takes_back = false;
-                    self.machines[machine].odd_base |= diverged > 0;
+                    self.machines[machine].odd_base |= diverged > 0 || branched;
                     self.count("old primaries taken back", 1);
                     self.count("taken back with what diverged", u64::from(diverged > 0));
                     self.say(

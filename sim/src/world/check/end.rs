@@ -38,7 +38,10 @@ impl World {
         let held = self.options.on_full != OnFull::Track
             && log.used_bytes() + 2 * log.limits().segment_bytes > log.limits().log_bytes;
         let behind = node.is_coarse() || node.durable().lsn == Lsn::ZERO;
-        let no_room = no_room || behind && held;
+        // Nor does one that branches leave no room in, before an operator commits.
+        let full_of_branches =
+            of.log().branch_bytes() + 4 * log.limits().segment_bytes > log.limits().log_bytes;
+        let no_room = no_room || behind && (held || full_of_branches);
         // What cannot be read there cannot be copied.
         let unreadable = node.is_coarse() && self.machines[primary].is_excused();
         let name = &self.machines[machine].name;
