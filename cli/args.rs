@@ -61,6 +61,14 @@ pub(crate) enum Command {
     Failover(Failover),
     /// Take old primaries back as replicas, after a failover here that is committed
     Reprotect(Reprotect),
+    /// What failovers set aside
+    #[command(subcommand)]
+    Branches(Branches),
+    /// The writes that a failover left out, told by the old primary's log
+    Loss {
+        /// The group
+        group: String,
+    },
     /// Allow a copy of everything for a replica whose lacks are not known
     Resync(Resync),
     /// Compare the replicas of a group with its primary, bit for bit, while it is in use
@@ -204,6 +212,28 @@ pub(crate) enum FailoverStep {
 pub(crate) struct Commit {
     /// The group
     pub(crate) group: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Branches {
+    /// The branches of a group's log on this node
+    List {
+        /// The group
+        group: String,
+    },
+    /// Give one up for good; its files are used again
+    Drop(DropBranch),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DropBranch {
+    /// The group
+    pub(crate) group: String,
+    /// The branch, as `branches list` names it
+    pub(crate) branch: String,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -67,6 +67,24 @@ fn wait_follows(primary: &Node, replica: &Node) {
     });
 }
 
+/// The loss that east tells of is what it wrote alone: 40 writes, and every block that differs is in a range.
+fn assert_lost(loss: &serde_json::Value, alone: &Guest, before: &[u8], kept: bool) {
+    assert_eq!(loss["branch"]["writes"], 40, "{loss}");
+    assert_eq!(loss["branch"]["kept"], kept, "{loss}");
+    assert_eq!(loss["writes"].as_array().expect("a list").len(), 40);
+    let volume = &loss["volumes"][0];
+    assert_eq!(number(&volume["bytes"]), 40 * BLOCK as u64);
+    let ranges = volume["ranges"].as_array().expect("a list");
+    for (block, (now, then)) in alone.image.chunks(BLOCK).zip(before.chunks(BLOCK)).enumerate() {
+        let at = (block * BLOCK) as u64;
+        let told = ranges.iter().any(|range| {
+            let start = number(&range["offset"]);
+            start <= at && at + BLOCK as u64 <= start + number(&range["bytes"])
+        });
+        assert_eq!(told, now != then, "block {block}");
+    }
+}
+
 #[test]
 fn r09_r14_a_region_comes_back_and_production_goes_home() {
     let scratch = Scratch::new();
@@ -90,11 +108,14 @@ fn r09_r14_a_region_comes_back_and_production_goes_home() {
     assert_eq!(early.status.code(), Some(3), "a replica takes nobody back: {}", tool::said(&early));
     pair.west.ask(["failover", GROUP, "--to", "latest", "--yes"]);
     assert!(served(&pair.west) == guest.image, "west serves what it had");
+    let guest_at_failover = guest.image.clone();
     guest.write(&pair.west, BLOCKS / 4..BLOCKS / 2, 50);
 
     // East is back, and fenced until somebody decides.
     pair.east.start();
     wait_until("east is fenced", PATIENCE, || pair.east.group()["state"]["name"] == "fenced");
+    let told = pair.east.ask(["loss", GROUP]);
+    assert_lost(&told, &alone, &guest_at_failover, false);
     let early = pair.west.try_ask(["reprotect", GROUP]);
     assert_eq!(early.status.code(), Some(3), "it is not committed: {}", tool::said(&early));
     assert!(tool::said(&early).contains("failover commit"), "{}", tool::said(&early));
@@ -105,6 +126,11 @@ fn r09_r14_a_region_comes_back_and_production_goes_home() {
     let points = pair.east.ask(["points", "list", GROUP]);
     let branches = points["branches"].as_array().expect("a list");
     assert_eq!(branches.len(), 1, "what east wrote alone is kept: {points}");
+    assert_lost(&pair.east.ask(["loss", GROUP]), &alone, &guest_at_failover, true);
+    let listed = pair.east.ask(["branches", "list", GROUP]);
+    assert_eq!(listed[0]["writes"], 40, "{listed}");
+    let nothing = pair.west.try_ask(["loss", GROUP]);
+    assert_eq!(nothing.status.code(), Some(3), "west lost nothing: {}", tool::said(&nothing));
     guest.write(&pair.west, 0..BLOCKS, 50);
     wait_follows(&pair.west, &pair.east);
 

@@ -4,7 +4,7 @@
 //! open is refused. `verify` ends with code 4 if something that had been durable is missing or damaged.
 
 use crate::args::Global;
-use crate::control::api::{At, Branch, Reign, Role, epoch, lsn};
+use crate::control::api::{At, Reign, Role, epoch, lsn};
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
 use crate::time;
@@ -39,9 +39,20 @@ pub(crate) struct Inspection {
     /// The reigns, oldest first.
     pub(crate) reigns: Vec<Reign>,
     /// What failovers set aside.
-    pub(crate) branches: Vec<Branch>,
+    pub(crate) branches: Vec<Stump>,
     /// The files, in the log's order; spare ones last.
     pub(crate) segments: Vec<Segment>,
+}
+
+/// A branch as the state on record names it; a running node tells what is on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Stump {
+    /// The epoch that wrote it.
+    pub(crate) epoch: u64,
+    /// The LSN of its first record.
+    pub(crate) first: u64,
+    /// And of its last.
+    pub(crate) last: u64,
 }
 
 /// A file of a log.
@@ -161,11 +172,7 @@ fn inspection_text(it: &Inspection) -> String {
     }
     out.push_str(&reigns.render());
     for branch in &it.branches {
-        let _ = writeln!(
-            out,
-            "  branch of epoch {}: LSN {} to {}",
-            branch.epoch, branch.first.lsn, branch.last.lsn
-        );
+        let _ = writeln!(out, "  branch of epoch {}: LSN {} to {}", branch.epoch, branch.first, branch.last);
     }
     let mut files =
         Table::new(&["FILE", "SIZE", "USED", "FROM LSN", "TO LSN"]).right(&[1, 2, 3, 4]).indent(2);

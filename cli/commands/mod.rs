@@ -12,6 +12,7 @@
 //! | [`log`] | `log inspect`, `log verify` |
 //! | [`export`] | `log export-trace` |
 
+pub(crate) mod branches;
 pub(crate) mod export;
 pub(crate) mod failover;
 pub(crate) mod log;

@@ -100,6 +100,9 @@ mod tests {
             }],
             marks: vec![Mark { at: at(50, 60), name: "before the upgrade".to_owned() }],
             branches: vec![Branch {
+                id: "3-90".to_owned(),
+                kept: true,
+                whole: true,
                 epoch: Epoch(1),
                 first: at(91, 1),
                 last: at(95, 1),

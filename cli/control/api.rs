@@ -89,6 +89,12 @@ pub(crate) enum Request {
     Commit(OfGroup),
     /// [`super::Operator::reprotect`].
     Reprotect(OfGroup),
+    /// [`super::Operator::branches`].
+    Branches(OfGroup),
+    /// [`super::Operator::drop_branch`].
+    DropBranch(OfBranch),
+    /// [`super::Operator::loss`].
+    Loss(OfGroup),
     /// [`super::Operator::resync`].
     Resync(Resync),
     /// [`super::Operator::verify`].
@@ -101,6 +107,16 @@ pub(crate) enum Request {
 pub(crate) struct OfGroup {
     /// The group's name.
     pub(crate) group: String,
+}
+
+/// Parameters that name a branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfBranch {
+    /// The group's name.
+    pub(crate) group: String,
+    /// [`Branch::id`].
+    pub(crate) branch: String,
 }
 
 /// Parameters that name a mount.
@@ -642,9 +658,11 @@ pub(crate) struct Mark {
     pub(crate) name: String,
 }
 
-/// Writes that a failover did not take over; kept until somebody commits.
+/// Writes that a failover did not take over; kept as long as the point at which they left the line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Branch {
+    /// Its name: the epoch, and the LSN before the first.
+    pub(crate) id: String,
     /// The epoch that wrote them.
     #[serde(with = "epoch")]
     pub(crate) epoch: Epoch,
@@ -652,9 +670,72 @@ pub(crate) struct Branch {
     pub(crate) first: At,
     /// The last.
     pub(crate) last: At,
-    /// How much it is.
+    /// How much it is; `writes` are those of guests.
     #[serde(flatten)]
     pub(crate) size: Stretch,
+    /// It is a branch on record; else what an old primary has written alone, which becomes one when it is taken back.
+    pub(crate) kept: bool,
+    /// All of it can be read.
+    pub(crate) whole: bool,
+}
+
+/// The most ranges of a volume in a [`Loss`].
+pub(crate) const MAX_LOST_RANGES: usize = 4_096;
+/// The most writes that a [`Loss`] tells of one by one.
+pub(crate) const MAX_LOST_WRITES: usize = 10_000;
+
+/// What a failover left out. Answer to `loss`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Loss {
+    /// The group.
+    pub(crate) group: String,
+    /// The branch that holds it.
+    pub(crate) branch: Branch,
+    /// By volume.
+    pub(crate) volumes: Vec<LostVolume>,
+    /// Each write, oldest first, as many as are told.
+    pub(crate) writes: Vec<LostWrite>,
+    /// The number of the others.
+    pub(crate) more_writes: u64,
+    /// Branches that are older than this one.
+    pub(crate) older: u64,
+}
+
+/// Of one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LostVolume {
+    /// Its name.
+    pub(crate) name: String,
+    /// Writes.
+    pub(crate) writes: u64,
+    /// Bytes that they wrote, counted once for each write.
+    pub(crate) bytes: u64,
+    /// What they touched, joined, ascending.
+    pub(crate) ranges: Vec<LostRange>,
+    /// The number of ranges that are not told.
+    pub(crate) more_ranges: u64,
+}
+
+/// A part of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LostRange {
+    /// Its first byte.
+    pub(crate) offset: u64,
+    /// Its length.
+    pub(crate) bytes: u64,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LostWrite {
+    /// Which.
+    #[serde(flatten)]
+    pub(crate) at: At,
+    /// To which volume.
+    pub(crate) volume: String,
+    /// To which part of it.
+    #[serde(flatten)]
+    pub(crate) range: LostRange,
 }
 
 /// A point that is being served. Answer to `mount`.

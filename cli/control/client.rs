@@ -1,8 +1,9 @@
 //! The commands' side of the control socket: one connection, one question at a time.
 
 use super::api::{
-    Committed, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest,
-    Points, Promotion, Reprotected, Request, Resync, Round, Status, VERSION, Verify,
+    Branch, Committed, Failover, Fault, FaultCode, Loss, Mount, MountId, MountRequest, OfBranch, OfGroup,
+    OfMount, Plan, PlanRequest, Points, Promotion, Reprotected, Request, Resync, Round, Status, VERSION,
+    Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
@@ -103,6 +104,21 @@ impl Client {
     /// [`super::Operator::reprotect`].
     pub(crate) fn reprotect(&mut self, group: &str) -> Result<Reprotected, Failure> {
         self.call(&Request::Reprotect(OfGroup { group: group.to_owned() }))
+    }
+
+    /// [`super::Operator::branches`].
+    pub(crate) fn branches(&mut self, group: &str) -> Result<Vec<Branch>, Failure> {
+        self.call(&Request::Branches(OfGroup { group: group.to_owned() }))
+    }
+
+    /// [`super::Operator::drop_branch`].
+    pub(crate) fn drop_branch(&mut self, group: &str, branch: &str) -> Result<(), Failure> {
+        self.call(&Request::DropBranch(OfBranch { group: group.to_owned(), branch: branch.to_owned() }))
+    }
+
+    /// [`super::Operator::loss`].
+    pub(crate) fn loss(&mut self, group: &str) -> Result<Loss, Failure> {
+        self.call(&Request::Loss(OfGroup { group: group.to_owned() }))
     }
 
     /// [`super::Operator::resync`].

@@ -17,8 +17,8 @@ pub(crate) use server::Server;
 
 use crate::point::Point;
 use api::{
-    Committed, Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Reprotected, Resync,
-    Round, Status, Verify,
+    Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion,
+    Reprotected, Resync, Round, Status, Verify,
 };
 
 /// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
@@ -54,6 +54,15 @@ pub(crate) trait Operator: Send + Sync {
 
     /// Has old primaries taken back as replicas. `refused` before a commit, and where no replica is configured.
     fn reprotect(&self, group: &str) -> Result<Reprotected, Fault>;
+
+    /// What failovers set aside here, oldest first.
+    fn branches(&self, group: &str) -> Result<Vec<Branch>, Fault>;
+
+    /// Gives up a branch for good. `refused` before the commit of its failover.
+    fn drop_branch(&self, group: &str, branch: &str) -> Result<(), Fault>;
+
+    /// What the newest of them is, write by write. `refused` if there is none.
+    fn loss(&self, group: &str) -> Result<Loss, Fault>;
 
     /// Allows a copy of everything for a replica whose lacks are not known; it begins when the replica next calls.
     /// `refused` if the replica needs none, and nothing changes then.

@@ -116,6 +116,18 @@ impl Operator for Fake {
         Err(Fault::new(FaultCode::Refused, "the failover is not committed"))
     }
 
+    fn branches(&self, _group: &str) -> Result<Vec<Branch>, Fault> {
+        Ok(Vec::new())
+    }
+
+    fn drop_branch(&self, _group: &str, _branch: &str) -> Result<(), Fault> {
+        Err(Fault::new(FaultCode::NotFound, "there is no such branch"))
+    }
+
+    fn loss(&self, _group: &str) -> Result<Loss, Fault> {
+        Err(Fault::new(FaultCode::Refused, "nothing was lost"))
+    }
+
     fn resync(&self, request: &Resync) -> Result<(), Fault> {
         let known = request.replica == "west";
         if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }

@@ -350,6 +350,18 @@ impl Operator for FakeNode {
         Err(Fault::new(FaultCode::Refused, "there is nothing to take back"))
     }
 
+    fn branches(&self, _group: &str) -> Result<Vec<Branch>, Fault> {
+        Ok(Vec::new())
+    }
+
+    fn drop_branch(&self, _group: &str, _branch: &str) -> Result<(), Fault> {
+        Err(Fault::new(FaultCode::NotFound, "there is no such branch"))
+    }
+
+    fn loss(&self, _group: &str) -> Result<Loss, Fault> {
+        Err(Fault::new(FaultCode::Refused, "nothing was lost"))
+    }
+
     fn resync(&self, _request: &Resync) -> Result<(), Fault> {
         Err(Fault::new(FaultCode::Refused, "no replica needs it"))
     }

@@ -2,8 +2,8 @@
 
 use crate::args::ExportTrace;
 use crate::commands::export::Sink;
-use crate::commands::log::{Inspection, Outcome, Segment, Verification};
-use crate::control::api::{At, Branch, Moment, Reign, Role, Stretch};
+use crate::commands::log::{Inspection, Outcome, Segment, Stump, Verification};
+use crate::control::api::{At, Moment, Reign, Role};
 use crate::exit::Failure;
 use ::sim::recorded::{Line, Volume};
 use engine::event::{FLAG_AGAIN, FLAG_COPY, Kind, Marked, VolumeDefined, decode_body};
@@ -143,11 +143,10 @@ pub(crate) fn inspect(dir: &Path) -> Result<Inspection, Failure> {
             last: at(last),
         }
     });
-    let branches = state.branches.iter().map(|branch| Branch {
-        epoch: branch.epoch,
-        first: at(branch.after.lsn.next()),
-        last: at(branch.last),
-        size: Stretch { writes: branch.last.0 - branch.after.lsn.0, bytes: 0, ms: 0 },
+    let branches = state.branches.iter().map(|branch| Stump {
+        epoch: branch.epoch.0,
+        first: branch.after.lsn.next().0,
+        last: branch.last.0,
     });
     Ok(Inspection {
         dir: dir.to_owned(),

@@ -9,6 +9,7 @@
 //! | [`show`] | a node's reports in the words of the control API |
 //! | [`logs`] | `log inspect`, `log verify`, `log export-trace` |
 
+mod branches;
 mod groups;
 mod logs;
 mod mounts;
@@ -20,8 +21,8 @@ pub(crate) use logs::{export_trace, inspect, verify};
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
-    Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Mount, MountId, MountRequest, OnMismatch,
-    Plan, Points, Promotion, Reprotected, Resync, Round, Status, Verify,
+    Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mount, MountId, MountRequest,
+    OnMismatch, Plan, Points, Promotion, Reprotected, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -430,6 +431,18 @@ impl Operator for Node {
         }
         opened.engine.with(|node, now| node.take_back(now)).map_err(|error| not_now(group, &error))?;
         Ok(Reprotected { replicas })
+    }
+
+    fn branches(&self, group: &str) -> Result<Vec<Branch>, Fault> {
+        branches::list(self.group(group)?)
+    }
+
+    fn drop_branch(&self, group: &str, branch: &str) -> Result<(), Fault> {
+        branches::drop(self.group(group)?, branch)
+    }
+
+    fn loss(&self, group: &str) -> Result<Loss, Fault> {
+        branches::loss(self.group(group)?)
     }
 
     fn resync(&self, request: &Resync) -> Result<(), Fault> {

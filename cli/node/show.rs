@@ -1,12 +1,13 @@
 //! A node's reports in the words of the control API.
 
 use super::Node;
+use super::branches;
 use super::groups::{Group, LinkInfo};
 use crate::config::{Config, OnFull};
 use crate::control::api::{
-    At, Branch, CatchUp, CatchingUp, Checks, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark,
-    Mismatch, Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Reign, Repair, Replica, Role,
-    Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, Window,
+    At, CatchUp, CatchingUp, Checks, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Mismatch,
+    Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Reign, Repair, Replica, Role, Round,
+    Span, State, Status, Stretch, Upstream, Verdict, Volume, Window,
 };
 use crate::point::Point;
 use crate::time;
@@ -357,12 +358,6 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
             });
         }
     }
-    let branches = report.branches.iter().map(|branch| Branch {
-        epoch: branch.epoch,
-        first: At { lsn: branch.after.lsn.next(), time: Moment(Timestamp(0)) },
-        last: At { lsn: branch.last, time: Moment(Timestamp(0)) },
-        size: Stretch { writes: branch.last.0 - branch.after.lsn.0, bytes: 0, ms: 0 },
-    });
     let marks = group.engine.marks().into_iter();
     let marks = marks.map(|(lsn, mark)| Mark { at: At { lsn, time: Moment(mark.time) }, name: mark.name });
     Ok(Points {
@@ -371,7 +366,7 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
         window,
         reigns,
         marks: marks.collect(),
-        branches: branches.collect(),
+        branches: branches::list(group)?,
     })
 }
 
