@@ -53,7 +53,7 @@ pub(crate) enum Command {
     /// Recovery points
     #[command(subcommand)]
     Points(Points),
-    /// Serve a recovery point read-only over NBD, until Ctrl-C
+    /// Serve a recovery point over NBD, read-only or as a writable copy, until Ctrl-C
     MountPoint(MountPoint),
     /// End a mount made with `mount-point --detach`
     Unmount(Unmount),
@@ -176,7 +176,16 @@ pub(crate) struct MountPoint {
     /// Return at once and leave it mounted until `landfall unmount`
     #[arg(long)]
     pub(crate) detach: bool,
+    /// Take writes: they are kept beside the point, and thrown away with the mount
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// The most that writes may take on disk
+    #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes, requires = "writable")]
+    pub(crate) scratch: Bytes,
 }
+
+/// What the writes to a mounted point may take, if nobody says.
+pub(crate) const SCRATCH: &str = "8GiB";
 
 #[derive(Debug, Args)]
 pub(crate) struct Unmount {

@@ -123,6 +123,40 @@ pub(crate) struct MountRequest {
     /// For how long.
     #[serde(default)]
     pub(crate) hold: Hold,
+    /// What becomes of writes.
+    #[serde(default)]
+    pub(crate) access: Access,
+    /// It is a drill: it is ended after so many milliseconds, whoever holds it.
+    #[serde(default)]
+    pub(crate) drill_ms: Option<u64>,
+}
+
+impl MountRequest {
+    /// A point as it is, at a socket of the daemon's choice, for as long as the connection.
+    pub(crate) fn read_only(group: &str, at: Point) -> MountRequest {
+        MountRequest {
+            group: group.to_owned(),
+            at,
+            endpoint: None,
+            hold: Hold::Connection,
+            access: Access::ReadOnly,
+            drill_ms: None,
+        }
+    }
+}
+
+/// What becomes of writes to a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Access {
+    /// They are refused.
+    #[default]
+    ReadOnly,
+    /// They are kept beside the point, and thrown away with the mount.
+    Writable {
+        /// The most that they may take on disk; further ones are told that there is no space.
+        scratch_bytes: u64,
+    },
 }
 
 /// What a commit did.
@@ -668,6 +702,30 @@ pub(crate) struct Mount {
     pub(crate) endpoint: Endpoint,
     /// The volumes, each with the export to ask for.
     pub(crate) volumes: Vec<Volume>,
+    /// What writes to it take; absent if it is read-only.
+    #[serde(default)]
+    pub(crate) scratch: Option<Used>,
+    /// Its times, if it is a drill.
+    #[serde(default)]
+    pub(crate) drill: Option<Drill>,
+}
+
+/// What a writable mount takes on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Used {
+    /// Now.
+    pub(crate) used_bytes: u64,
+    /// At the most.
+    pub(crate) limit_bytes: u64,
+}
+
+/// The times of a drill, by the node's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Drill {
+    /// When it began.
+    pub(crate) begun: Moment,
+    /// When it is ended, if nobody ends it before.
+    pub(crate) ends: Moment,
 }
 
 /// Answer to `plan_failover`.

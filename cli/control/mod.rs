@@ -30,8 +30,9 @@ pub(crate) trait Operator: Send + Sync {
     /// The recovery points of a group.
     fn points(&self, group: &str) -> Result<Points, Fault>;
 
-    /// Pins a point and serves it read-only over NBD until [`Operator::unmount`]. Whoever asked with
-    /// [`api::Hold::Connection`] is unmounted by the server when the connection ends.
+    /// Pins a point and serves it over NBD until [`Operator::unmount`], or to its limit if it is a drill. Whoever asked
+    /// with [`api::Hold::Connection`] is unmounted by the server when the connection ends. What is written to it goes
+    /// nowhere but to a scratch file, which is gone with the mount.
     fn mount(&self, request: &MountRequest) -> Result<Mount, Fault>;
 
     /// Ends a mount and drops its pin. `not_found` if there is none, so that a second call tells.

@@ -315,6 +315,8 @@ impl Operator for FakeNode {
             at: self.world.at(lsn),
             endpoint: Endpoint::Unix(socket),
             volumes: self.world.volumes(),
+            scratch: None,
+            drill: None,
         })
     }
 

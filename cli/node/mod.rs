@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`groups`] | opening groups; what the link asks of one (source and sink) |
 //! | [`volumes`] | volumes and points as NBD exports |
+//! | [`changes`] | what guests write to a point |
 //! | [`mounts`] | points that are being served |
 //! | [`show`] | a node's reports in the words of the control API |
 //! | [`logs`] | `log inspect`, `log verify`, `log export-trace` |
 
+mod changes;
 mod groups;
 mod logs;
 mod mounts;
@@ -92,6 +94,10 @@ pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, F
         }
     }
     let (nbd, nbd_at) = serve_volumes(config, &groups)?;
+    let data_dir = &config.node.data_dir;
+    let mounts = Mounts::new(data_dir).map_err(|error| {
+        Failure::failed(format_args!("folders for mounts in {} cannot be made: {error}", data_dir.display()))
+    })?;
     let (link, listen) = start_link(config, Arc::new(credentials), &groups)?;
     Ok(Node {
         name: config.node.name.clone(),
@@ -101,7 +107,7 @@ pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, F
         nbd_at,
         groups,
         closed,
-        mounts: Mounts::new(config.node.data_dir.join("mounts")),
+        mounts,
         server: nbd,
         link: std::sync::Mutex::new(Some(link)),
     })
@@ -441,6 +447,8 @@ impl Operator for Node {
             };
             Fault::new(code, format_args!("group {}: {error}", request.group))
         })?;
+        // What they show is set aside; those at or before the point go on.
+        self.mounts.end_set_aside();
         Ok(Promotion {
             group: request.group.clone(),
             epoch: promotion.reign.epoch,
