@@ -8,8 +8,10 @@ use crate::exit;
 use crate::point::Point;
 use crate::units::{self, Bytes};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Continuous replication of block devices to a second region.
 #[derive(Debug, Parser)]
@@ -57,6 +59,9 @@ pub(crate) enum Command {
     MountPoint(MountPoint),
     /// End a mount made with `mount-point --detach`
     Unmount(Unmount),
+    /// Open a recovery point as a writable copy, check it, and leave nothing behind
+    #[command(subcommand)]
+    Drill(Drill),
     /// Make this node the primary of a group; `failover commit GROUP` stands by it
     Failover(Failover),
     /// Take old primaries back as replicas, after a failover here that is committed
@@ -191,6 +196,68 @@ pub(crate) const SCRATCH: &str = "8GiB";
 pub(crate) struct Unmount {
     /// The number that `mount-point` or `status` shows
     pub(crate) mount: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Drill {
+    /// Open a point as a writable copy that is ended at its limit
+    Start(DrillStart),
+    /// Check a drill: filesystems by their headers and by the system's own fsck, and your script
+    Verify(DrillVerify),
+    /// End a drill, and throw away what was written to it
+    End {
+        /// The group, or the drill's number
+        #[arg(value_name = "GROUP|NUMBER")]
+        drill: String,
+    },
+    /// Start, verify and end in one; the exit status is 4 if a check fails
+    Run(DrillRun),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillStart {
+    /// The group
+    pub(crate) group: String,
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) at: Point,
+    /// When it is ended, if nobody ends it before
+    #[arg(long, value_name = "DURATION", default_value = "4h", value_parser = units::parse_duration)]
+    pub(crate) limit: Duration,
+    /// The most that writes may take on disk
+    #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes)]
+    pub(crate) scratch: Bytes,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillVerify {
+    /// The group, or the drill's number
+    #[arg(value_name = "GROUP|NUMBER")]
+    pub(crate) drill: String,
+    #[command(flatten)]
+    pub(crate) checks: Checks,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillRun {
+    #[command(flatten)]
+    pub(crate) start: DrillStart,
+    #[command(flatten)]
+    pub(crate) checks: Checks,
+}
+
+/// How a drill is checked.
+#[derive(Debug, Args)]
+pub(crate) struct Checks {
+    /// Write the report as a page that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// How long the script may take, and the fsck of each volume
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = units::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Your own check: a program that finds the volumes in LANDFALL_NBD_<VOLUME>, and ends with 0 if all is well
+    #[arg(last = true, value_name = "CHECK")]
+    pub(crate) script: Vec<OsString>,
 }
 
 /// Arguments of `failover`: a subcommand, or the failover itself.

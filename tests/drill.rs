@@ -49,7 +49,8 @@ fn read_all(client: &mut Client) -> Vec<u8> {
     image
 }
 
-/// The files below a folder, but for the catalog, which is made anew from the others.
+/// The files of a group that make its log, base images and volumes. The state is written by checkpoints, whenever they
+/// are due; the catalog is made anew from the others. What points there are, `points list` says.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
@@ -58,7 +59,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 dirs.extend((!path.ends_with("catalog")).then_some(path));
-            } else {
+            } else if !path.ends_with("state") {
                 found.insert(path.clone(), std::fs::read(path).expect("a file"));
             }
         }
@@ -66,7 +67,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// The same once the replica has nothing left to do.
+/// The same once the replica has nothing left to do; and the points.
 fn files_at_rest(node: &Node) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut last = files(&node.group_dir());
     let mut same = 0;
@@ -76,6 +77,7 @@ fn files_at_rest(node: &Node) -> BTreeMap<PathBuf, Vec<u8>> {
         last = now;
         same > 20
     });
+    last.insert("points".into(), node.ask(["points", "list", GROUP]).to_string().into_bytes());
     last
 }
 
@@ -86,6 +88,12 @@ fn left_behind(node: &Node) -> Vec<PathBuf> {
         .flat_map(|name| std::fs::read_dir(node.dir.join("data").join(name)).expect("a folder of the daemon"))
         .map(|entry| entry.expect("an entry").path())
         .collect()
+}
+
+/// What differs between two looks at a replica's files, as names.
+fn changed(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<PathBuf> {
+    let names = before.keys().chain(after.keys()).collect::<std::collections::BTreeSet<_>>();
+    names.into_iter().filter(|name| before.get(*name) != after.get(*name)).cloned().collect()
 }
 
 fn mounts(node: &Node) -> Vec<serde_json::Value> {
@@ -157,7 +165,8 @@ fn r15_a_writable_mount_is_an_isolated_copy() {
     for mount in [&one, &other] {
         pair.west.ask(["unmount", &mount["mount"].to_string()]);
     }
-    assert!(files_at_rest(&pair.west) == before, "log, base images and state are what they were");
+    let changes = changed(&before, &files_at_rest(&pair.west));
+    assert_eq!(changes, Vec::<PathBuf>::new(), "log, base images and points are what they were");
     assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
     guest.write(&pair.east, 50);
     pair.wait_caught_up();
@@ -211,4 +220,276 @@ fn r15_a_full_scratch_is_the_guests_trouble_alone() {
     assert!(read_all(&mut client(&latest.socket(), &latest.export("data"))) == guest.image);
     let refused = pair.west.try_ask(["mount-point", GROUP, "--at", "latest", "--scratch", "1MiB"]);
     assert_eq!(refused.status.code(), Some(2), "{}", tool::said(&refused));
+}
+
+/// A script that can be run.
+fn script(dir: &Path, text: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join("check.sh");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a file");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("our own file");
+    path.display().to_string()
+}
+
+/// What `drill` says in JSON with these arguments, and the status that it ends with.
+#[track_caller]
+fn drilled<const N: usize>(node: &Node, arguments: [&str; N]) -> (serde_json::Value, Option<i32>) {
+    let output = tool::output(node.command(["--json", "drill"]).args(arguments));
+    let report = serde_json::from_slice(&output.stdout);
+    (report.unwrap_or_else(|_| panic!("no report: {}", tool::said(&output))), output.status.code())
+}
+
+/// How a check came out.
+fn outcome<'a>(report: &'a serde_json::Value, what: &str) -> &'a str {
+    let checks = report["checks"].as_array().expect("a list");
+    let found = checks.iter().find(|check| check["what"] == what);
+    found.unwrap_or_else(|| panic!("no check {what}: {report}"))["outcome"].as_str().expect("a word")
+}
+
+#[test]
+fn r15_a_drill_in_one_command_says_what_it_found() {
+    let (mut pair, scratch) = started(&[Volume::new("data", VOLUME_BYTES)]);
+    let mut guest = Guest::new();
+    guest.write(&pair.east, 100);
+    let early = pair.wait_caught_up();
+    guest.write(&pair.east, 30);
+    let lsn = pair.wait_caught_up();
+    let before = files_at_rest(&pair.west);
+
+    let page = scratch.join("drill.html").display().to_string();
+    let good = script(
+        scratch.path(),
+        "echo \"$LANDFALL_GROUP $LANDFALL_LSN $LANDFALL_VOLUMES <b>\"; echo \"$LANDFALL_NBD_DATA\" >&2",
+    );
+    let at = format!("lsn:{early}");
+    let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", &at, "--report", &page, "--", &good]);
+    assert_eq!((status, &found["verdict"]), (Some(0), &"passed".into()), "{found}");
+    assert_eq!((number(&found["at"]["lsn"]), &found["node"]), (early, &"west".into()), "{found}");
+    assert_eq!(number(&found["rpo"]["behind"]["writes"]), lsn - early, "{found}");
+    assert!(number(&found["rto_ms"]) <= number(&found["took_ms"]), "{found}");
+    assert_eq!(outcome(&found, "served"), "passed");
+    assert_eq!(outcome(&found, "header"), "not_checked", "random bytes are no filesystem");
+    let said = found["checks"].as_array().expect("a list").last().expect("the script")["output"].clone();
+    let said = said.as_str().expect("text");
+    assert!(said.contains(&format!("db {early} data <b>")), "{said}");
+    assert!(said.contains("nbd+unix:///db/data?socket="), "{said}");
+    let text = std::fs::read_to_string(&page).expect("the page");
+    assert!(text.contains(&format!("db {early} data &lt;b&gt;")) && text.contains("passed"), "{text}");
+    assert!(
+        ["src=", "href=", "<script", "http:", "https:"].iter().all(|fetched| !text.contains(fetched)),
+        "{text}"
+    );
+
+    let bad = script(scratch.path(), "echo the accounts are gone; exit 7");
+    let (found, status) =
+        drilled(&pair.west, ["run", GROUP, "--at", "latest", "--report", &page, "--", &bad]);
+    assert_eq!((status, &found["verdict"]), (Some(4), &"failed".into()), "{found}");
+    assert_eq!(outcome(&found, "script"), "failed");
+    let text = std::fs::read_to_string(&page).expect("the page");
+    assert!(text.contains("the accounts are gone") && text.contains("exit status 7"), "{text}");
+    let slow = script(scratch.path(), "sleep 1000");
+    let (found, status) =
+        drilled(&pair.west, ["run", GROUP, "--at", "latest", "--timeout", "200ms", "--", &slow]);
+    assert_eq!(status, Some(4), "{found}");
+
+    assert!(mounts(&pair.west).is_empty(), "the drills are over");
+    assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
+    let changes = changed(&before, &files_at_rest(&pair.west));
+    assert_eq!(changes, Vec::<PathBuf>::new(), "log, base images and points are what they were");
+    let refused = pair.west.try_ask(["drill", "run", GROUP, "--at", "lsn:999999"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", tool::said(&refused));
+}
+
+#[test]
+fn r15_a_drill_is_started_written_to_verified_and_ended() {
+    let (mut pair, scratch) = started(&[Volume::new("data", VOLUME_BYTES)]);
+    let mut guest = Guest::new();
+    guest.write(&pair.east, 100);
+    pair.wait_caught_up();
+    let drill = pair.west.ask(["drill", "start", GROUP, "--at", "latest", "--limit", "2h"]);
+    assert!(!drill["drill"]["ends"].is_null(), "{drill}");
+    let (socket, export) = place(&drill);
+    let mut writer = client(&socket, &export);
+    writer.write(4_096, b"what the drill has written").expect("it is written");
+    writer.flush().expect("a flush is answered");
+    drop(writer);
+    // The script gets the drill, with what was written to it.
+    let drill_sees = script(scratch.path(), "printf '%s' \"$LANDFALL_NBD_DATA\" > \"$(dirname \"$0\")/uri\"");
+    let (found, status) = drilled(&pair.west, ["verify", GROUP, "--", &drill_sees]);
+    assert_eq!(status, Some(0), "{found}");
+    assert!(found["rto_ms"].is_null(), "it was there already");
+    let uri = std::fs::read_to_string(scratch.join("uri")).expect("the script has run");
+    assert_eq!(uri, format!("nbd+unix:///{export}?socket={}", socket.display()));
+    let mut bytes = [0; 26];
+    client(&socket, &export).read(4_096, &mut bytes).expect("it is there");
+    assert_eq!(&bytes, b"what the drill has written", "a verification does not disturb the drill");
+
+    let number_of = drill["mount"].to_string();
+    let second = pair.west.ask(["drill", "start", GROUP, "--at", "latest"]);
+    let unclear = pair.west.try_ask(["drill", "end", GROUP]);
+    assert_eq!(unclear.status.code(), Some(3), "there are two: {}", tool::said(&unclear));
+    pair.west.ask(["drill", "end", &number_of]);
+    pair.west.ask(["drill", "end", GROUP]);
+    let again = pair.west.ask(["drill", "end", GROUP]);
+    assert!(again["mount"].is_null(), "it was done before, and is well: {again}");
+    let unknown = pair.west.try_ask(["drill", "end", &second["mount"].to_string()]);
+    assert_eq!(unknown.status.code(), Some(3), "{}", tool::said(&unknown));
+
+    // One that nobody ends.
+    pair.west.ask(["drill", "start", GROUP, "--at", "latest", "--limit", "300ms"]);
+    wait_until("it is ended at its limit", PATIENCE, || mounts(&pair.west).is_empty());
+    assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
+
+    // One whose daemon dies.
+    let drill = pair.west.ask(["drill", "start", GROUP, "--at", "latest"]);
+    let (socket, export) = place(&drill);
+    client(&socket, &export).write(0, &[1; 9_000]).expect("it is written");
+    pair.west.kill();
+    pair.west.start();
+    assert!(mounts(&pair.west).is_empty());
+    assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
+    pair.wait_connected();
+    guest.write(&pair.east, 20);
+    pair.wait_caught_up();
+    let latest = pair.west.mount_point("latest");
+    assert!(read_all(&mut client(&latest.socket(), &latest.export("data"))) == guest.image);
+}
+
+#[test]
+fn r15_a_filesystem_is_checked_by_its_header_and_by_the_systems_own_program() {
+    if !tool::has(&["mkfs.ext4"]) {
+        return;
+    }
+    let (mut pair, scratch) = started(&[Volume::new("data", VOLUME_BYTES)]);
+    let file = scratch.join("ext4.img");
+    std::fs::write(&file, vec![0; VOLUME_BYTES as usize]).expect("a file");
+    tool::run("mkfs.ext4", ["-q", "-O", "metadata_csum", &file.display().to_string()]);
+    let image = std::fs::read(&file).expect("a file");
+    let mut guest = client(&pair.east.nbd_socket(), &format!("{GROUP}/data"));
+    guest.write(0, &image).expect("it is written");
+    guest.flush().expect("it is durable");
+    let sound = pair.wait_caught_up();
+
+    let at = format!("lsn:{sound}");
+    let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", &at]);
+    assert_eq!((status, outcome(&found, "header")), (Some(0), "passed"), "{found}");
+    let has_fsck = tool::has(&["root", "/dev/fuse", "nbdfuse", "e2fsck"]);
+    if has_fsck {
+        assert_eq!(outcome(&found, "fsck"), "passed", "{found}");
+    }
+
+    // A count of free inodes in the superblock, and its checksum no more.
+    let wrong = image[1024 + 0x10] ^ 1;
+    guest.write(1024 + 0x10, &[wrong]).expect("it is written");
+    guest.flush().expect("it is durable");
+    pair.wait_caught_up();
+    let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", "latest"]);
+    assert_eq!((status, outcome(&found, "header")), (Some(4), "failed"), "{found}");
+    guest.write(1024 + 0x10, &[wrong ^ 1]).expect("it is written");
+
+    // Zeros where a folder was, behind a header that is sound: the root folder's block, at least.
+    if has_fsck {
+        let entry = image.windows(10).position(|bytes| bytes == b"lost+found").expect("the root folder");
+        guest.write_zeroes((entry / 1024 * 1024) as u64, 1024).expect("it is zeroed");
+        guest.flush().expect("it is durable");
+        pair.wait_caught_up();
+        let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", "latest"]);
+        assert_eq!((status, outcome(&found, "header")), (Some(4), "passed"), "{found}");
+        assert_eq!(outcome(&found, "fsck"), "failed", "{found}");
+    }
+    let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", &at]);
+    assert_eq!(status, Some(0), "the earlier point is as sound as before: {found}");
+}
+
+#[test]
+fn r15_a_drill_under_load_leaves_the_replica_equal_to_its_primary() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (mut pair, _scratch) = started(&[Volume::new("data", VOLUME_BYTES)]);
+    let mut guest = Guest::new();
+    guest.write(&pair.east, 50);
+    pair.wait_caught_up();
+    let done = AtomicBool::new(false);
+    let (east, west) = (&pair.east, &pair.west);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                guest.write(east, 20);
+            }
+        });
+        for round in 0..4_u8 {
+            let drill = west.ask(["drill", "start", GROUP, "--at", "latest"]);
+            let (socket, export) = place(&drill);
+            let mut writer = client(&socket, &export);
+            let before = read_all(&mut writer);
+            for block in 0..BLOCKS / 4 {
+                writer.write(block * 4 * BLOCK as u64, &[round | 0x80; BLOCK]).expect("it is written");
+            }
+            let after = read_all(&mut writer);
+            let is_own = |block: usize| block.is_multiple_of(4);
+            for (block, (before, after)) in before.chunks(BLOCK).zip(after.chunks(BLOCK)).enumerate() {
+                let expected = if is_own(block) { vec![round | 0x80; BLOCK] } else { before.to_vec() };
+                assert!(after == expected, "round {round}, block {block}: the copy stands still");
+            }
+            drop(writer);
+            west.ask(["drill", "end", GROUP]);
+        }
+        done.store(true, Ordering::Relaxed);
+        load.join().expect("the load goes on through the drills");
+    });
+    let lsn = pair.wait_caught_up();
+    let latest = pair.west.mount_point(&format!("lsn:{lsn}"));
+    assert!(read_all(&mut client(&latest.socket(), &latest.export("data"))) == guest.image);
+    drop(latest);
+    let verified = pair.east.ask(["verify", GROUP, "--wait"]);
+    assert_eq!(verified["replicas"][0]["mismatched"], 0, "{verified}");
+    pair.west.stop();
+    pair.west.verify_log("behind the drills");
+}
+
+#[test]
+fn r14_r15_a_failover_in_the_middle_of_a_drill() {
+    let (mut pair, _scratch) = started(&[Volume::new("data", VOLUME_BYTES)]);
+    let mut guest = Guest::new();
+    guest.write(&pair.east, 100);
+    let early = pair.wait_caught_up();
+    let image = guest.image.clone();
+    guest.write(&pair.east, 50);
+    let late = pair.wait_caught_up();
+
+    let kept = pair.west.ask(["drill", "start", GROUP, "--at", &format!("lsn:{early}")]);
+    let set_aside = pair.west.ask(["drill", "start", GROUP, "--at", &format!("lsn:{late}")]);
+    let (socket, export) = place(&kept);
+    let mut drill = client(&socket, &export);
+    drill.write(0, &[9; BLOCK]).expect("it is written");
+    let mut expected = image.clone();
+    expected[..BLOCK].fill(9);
+    let (other_socket, other_export) = place(&set_aside);
+    let mut other = client(&other_socket, &other_export);
+    assert!(read_all(&mut other) == guest.image);
+
+    pair.east.kill();
+    pair.west.ask(["failover", GROUP, "--to", &format!("lsn:{early}"), "--yes"]);
+    assert!(read_all(&mut drill) == expected, "the drill goes on");
+    let shown = mounts(&pair.west);
+    assert_eq!(shown.len(), 1, "the drill of a point that was set aside is ended: {shown:?}");
+    assert_eq!(shown[0]["mount"], kept["mount"]);
+    assert!(other.read(0, &mut [0; 512]).is_err(), "and answers nothing any more");
+
+    // Production is another thing than the drill: neither sees the other's writes.
+    let mut production = Guest { image, random: Random::new(77) };
+    production.write(&pair.west, 100);
+    drill.write(BLOCK as u64, &[8; BLOCK]).expect("it is written");
+    expected[BLOCK..2 * BLOCK].fill(8);
+    pair.west.ask(["failover", "commit", GROUP]);
+    production.write(&pair.west, 100);
+    assert!(read_all(&mut drill) == expected, "the drill's point stays, behind the commit too");
+    let served = |node: &Node| read_all(&mut client(&node.nbd_socket(), &format!("{GROUP}/data")));
+    assert!(served(&pair.west) == production.image);
+    let (found, status) = drilled(&pair.west, ["verify", GROUP]);
+    assert_eq!(status, Some(0), "{found}");
+    assert!(found["rpo"].is_null(), "this node is the primary now: {found}");
+    drop(drill);
+    pair.west.ask(["drill", "end", GROUP]);
+    assert!(served(&pair.west) == production.image);
+    assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
 }

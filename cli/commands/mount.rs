@@ -70,7 +70,8 @@ fn is_mounted(client: &mut Client, mount: MountId) -> Result<bool, Failure> {
     Ok(client.status()?.mounts.iter().any(|found| found.mount == mount))
 }
 
-fn text(mount: &Mount) -> String {
+/// Where a mount's volumes are.
+pub(crate) fn text(mount: &Mount) -> String {
     let mut out = format!(
         "group {} at LSN {} ({})\n",
         clean(&mount.group),
