@@ -62,6 +62,8 @@ pub(crate) enum Command {
     /// Open a recovery point as a writable copy, check it, and leave nothing behind
     #[command(subcommand)]
     Drill(Drill),
+    /// Find the first bad write between a good and a bad point, by a check of your own
+    Bisect(Bisect),
     /// Make this node the primary of a group; `failover commit GROUP` stands by it
     Failover(Failover),
     /// Take old primaries back as replicas, after a failover here that is committed
@@ -244,6 +246,30 @@ pub(crate) struct DrillRun {
     pub(crate) start: DrillStart,
     #[command(flatten)]
     pub(crate) checks: Checks,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bisect {
+    /// The group
+    pub(crate) group: String,
+    /// A point at which all is well: latest, lsn:N or time:T
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) good: Point,
+    /// A newer one at which it is not
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) bad: Point,
+    /// Points that are checked at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) jobs: u32,
+    /// How long a check may take
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = units::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// The most that the writes of a check may take on disk
+    #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes)]
+    pub(crate) scratch: Bytes,
+    /// The check: a program that finds the volumes in LANDFALL_NBD_<VOLUME>; 0 is good, 125 cannot be judged, 1 to 127 bad
+    #[arg(last = true, value_name = "CHECK", required = true)]
+    pub(crate) script: Vec<OsString>,
 }
 
 /// How a drill is checked.

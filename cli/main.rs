@@ -10,6 +10,7 @@
 //! | [`control`] | requests from commands to a running daemon |
 //! | [`commands`] | the commands that ask a daemon or read a log |
 //! | [`drill`] | `drill`: a point as a writable copy, checked |
+//! | [`bisect`] | `bisect`: the first bad write |
 //! | [`daemon`] | `agent` and `replica` |
 //! | [`node`] | the engine's runtime, joined to the above |
 //! | [`sim`] | `sim`: the simulator as a command |
@@ -18,6 +19,7 @@
 //! | [`log_setup`], [`signal`], [`scratch`] | small things of the process |
 
 mod args;
+mod bisect;
 mod certs;
 mod commands;
 mod config;
@@ -71,6 +73,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::MountPoint(arguments) => commands::mount::mount(global, arguments),
         Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
         Command::Drill(drill) => drill::command(global, drill),
+        Command::Bisect(arguments) => bisect::run(global, arguments),
         Command::Failover(arguments) => commands::failover::run(global, arguments),
         Command::Reprotect(arguments) => commands::reprotect::run(global, arguments),
         Command::Resync(arguments) => commands::resync::run(global, arguments),

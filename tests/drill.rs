@@ -493,3 +493,95 @@ fn r14_r15_a_failover_in_the_middle_of_a_drill() {
     assert!(served(&pair.west) == production.image);
     assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
 }
+
+/// A check that looks at the first bytes of a block: bad if a word is there. It needs nothing but the test's own client,
+/// which is this test binary, run again for one test.
+const LOOK_VARIABLE: &str = "LANDFALL_TEST_LOOK_FOR";
+
+/// Not a test of its own: what the checks of `bisect` run. Says by its status whether the word is at its place.
+#[test]
+fn looks_for_a_word() {
+    let Ok(word) = std::env::var(LOOK_VARIABLE) else { return };
+    let uri = std::env::var("LANDFALL_NBD_DATA").expect("a check is told where the volume is");
+    let (export, socket) =
+        uri.strip_prefix("nbd+unix:///").and_then(|rest| rest.split_once("?socket=")).expect("a URI");
+    let mut client = client(Path::new(socket), export);
+    // As a database would: it writes before it looks.
+    client.write(VOLUME_BYTES - 512, &[1; 512]).expect("a check may write");
+    let mut seen = vec![0; word.len()];
+    client.read(PLANTED_AT, &mut seen).expect("it can be read");
+    std::process::exit(if seen == word.as_bytes() { 1 } else { 0 });
+}
+
+/// Where the bad write goes: away from what the guest writes else.
+const PLANTED_AT: u64 = VOLUME_BYTES - 3 * BLOCK as u64 + 7;
+
+#[test]
+fn bisect_finds_the_write_among_thousands() {
+    const WORD: &str = "all your files are encrypted";
+    let (mut pair, scratch) = started(&[Volume::new("data", VOLUME_BYTES), Volume::new("wal", 1 << 20)]);
+    let mut random = Random::new(5);
+    let mut guest = client(&pair.east.nbd_socket(), &format!("{GROUP}/data"));
+    let mut write = |guest: &mut Client, count: u64| {
+        for _ in 0..count {
+            let offset = random.below(VOLUME_BYTES - 4 * BLOCK as u64) / 512 * 512;
+            guest.write(offset, &[3; 512]).expect("it is written");
+        }
+        guest.flush().expect("it is durable");
+    };
+    write(&mut guest, 100);
+    let good = pair.wait_caught_up();
+    write(&mut guest, 1_234);
+    let before = pair.wait_caught_up();
+    guest.write(PLANTED_AT, WORD.as_bytes()).expect("it is written");
+    guest.flush().expect("it is durable");
+    write(&mut guest, 1_700);
+    let bad = pair.wait_caught_up();
+    let at_rest = files_at_rest(&pair.west);
+
+    let own = std::env::current_exe().expect("this test's program").display().to_string();
+    let look = format!("export {LOOK_VARIABLE}='{WORD}'\nexec '{own}' --exact looks_for_a_word --nocapture");
+    let check = script(scratch.path(), &look);
+    let (good_at, bad_at) = (format!("lsn:{good}"), format!("lsn:{bad}"));
+    let bisect = |good: &str, bad: &str, jobs: &str, check: &str| {
+        let arguments = ["bisect", GROUP, "--good", good, "--bad", bad, "--jobs", jobs, "--", check];
+        tool::output(pair.west.command(["--json"]).args(arguments))
+    };
+    for jobs in ["1", "4"] {
+        let output = bisect(&good_at, &bad_at, jobs, &check);
+        assert!(output.status.success(), "{}", tool::said(&output));
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer in JSON");
+        assert_eq!(number(&found["bad"]["lsn"]), before + 1, "{found}");
+        assert_eq!(number(&found["good"]["lsn"]), before, "{found}");
+        let record = &found["record"];
+        assert_eq!((&record["kind"], &record["volume"]), (&"write".into(), &"data".into()), "{found}");
+        assert_eq!(number(&record["offset_bytes"]), PLANTED_AT);
+        assert_eq!(number(&record["len_bytes"]), WORD.len() as u64);
+        let tests = found["tests"].as_array().expect("a list").len();
+        assert!(tests <= 2 + 12 * jobs.parse::<usize>().expect("a number"), "{tests} tests");
+    }
+
+    // What cannot be judged around the place, and checks that are no good.
+    let unsure = script(
+        scratch.path(),
+        &format!(
+            "if [ $LANDFALL_LSN -ge {before} ] && [ $LANDFALL_LSN -le {} ]; then exit 125; fi\n{look}",
+            before + 2
+        ),
+    );
+    let output = bisect(&good_at, &bad_at, "1", &unsure);
+    assert_eq!(output.status.code(), Some(1), "{}", tool::said(&output));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer in JSON");
+    let range = (number(&found["good"]["lsn"]), number(&found["bad"]["lsn"]), number(&found["unjudged"]));
+    assert_eq!(range, (before - 1, before + 3, 3), "{found}");
+    for (text, expected) in [("exit 0", 4), ("exit 1", 4), ("kill -9 $$", 1), ("exit 130", 1)] {
+        let output = bisect(&good_at, &bad_at, "2", &script(scratch.path(), text));
+        assert_eq!(output.status.code(), Some(expected), "{text}: {}", tool::said(&output));
+    }
+    let output = bisect(&bad_at, &good_at, "1", &check);
+    assert_eq!(output.status.code(), Some(2), "{}", tool::said(&output));
+    assert!(mounts(&pair.west).is_empty());
+    let changes = changed(&at_rest, &files_at_rest(&pair.west));
+    assert_eq!(changes, Vec::<PathBuf>::new(), "log, base images and points are what they were");
+    assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
+}

@@ -91,6 +91,8 @@ pub(crate) enum Request {
     Resync(Resync),
     /// [`super::Operator::verify`].
     Verify(Verify),
+    /// [`super::Operator::record`].
+    Record(OfRecord),
 }
 
 /// Parameters that name a group.
@@ -99,6 +101,36 @@ pub(crate) enum Request {
 pub(crate) struct OfGroup {
     /// The group's name.
     pub(crate) group: String,
+}
+
+/// Parameters that name a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfRecord {
+    /// The group's name.
+    pub(crate) group: String,
+    /// Its position.
+    #[serde(with = "lsn")]
+    pub(crate) lsn: Lsn,
+}
+
+/// One record of the log, without its bytes. Answer to `record`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Where and when.
+    #[serde(flatten)]
+    pub(crate) at: At,
+    /// The epoch in which it was written.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// What it is: `write`, `zero`, `flush`, ...
+    pub(crate) kind: String,
+    /// The volume; absent if it is of the group as a whole.
+    pub(crate) volume: Option<String>,
+    /// Where in the volume.
+    pub(crate) offset_bytes: u64,
+    /// How much of it.
+    pub(crate) len_bytes: u64,
 }
 
 /// Parameters that name a mount.

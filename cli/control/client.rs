@@ -1,11 +1,12 @@
 //! The commands' side of the control socket: one connection, one question at a time.
 
 use super::api::{
-    Committed, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, Plan, PlanRequest,
-    Points, Promotion, Reprotected, Request, Resync, Round, Status, VERSION, Verify,
+    Committed, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OfGroup, OfMount, OfRecord, Plan,
+    PlanRequest, Points, Promotion, Record, Reprotected, Request, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
+use engine::types::Lsn;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -108,6 +109,11 @@ impl Client {
     /// [`super::Operator::verify`].
     pub(crate) fn verify(&mut self, request: Verify) -> Result<Round, Failure> {
         self.call(&Request::Verify(request))
+    }
+
+    /// [`super::Operator::record`].
+    pub(crate) fn record(&mut self, group: &str, lsn: Lsn) -> Result<Record, Failure> {
+        self.call(&Request::Record(OfRecord { group: group.to_owned(), lsn }))
     }
 
     fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Failure> {

@@ -17,9 +17,10 @@ pub(crate) use server::Server;
 
 use crate::point::Point;
 use api::{
-    Committed, Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Reprotected, Resync,
-    Round, Status, Verify,
+    Committed, Failover, Fault, Mount, MountId, MountRequest, Plan, Points, Promotion, Record, Reprotected,
+    Resync, Round, Status, Verify,
 };
+use engine::types::Lsn;
 
 /// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
 /// at a time; every method may block, and reports a refusal as a [`Fault`] without having changed anything.
@@ -59,6 +60,9 @@ pub(crate) trait Operator: Send + Sync {
     /// Begins a round of verification, and answers with it as it is then; with the one under way if that does the same
     /// with mismatches. `conflict` if it does not.
     fn verify(&self, request: &Verify) -> Result<Round, Fault>;
+
+    /// What one record of a group's log is. `not_found` if the log does not hold it.
+    fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault>;
 }
 
 #[cfg(test)]

@@ -222,6 +222,7 @@ impl Shared {
             Request::Reprotect(request) => value(operator.reprotect(&request.group)),
             Request::Resync(request) => value(operator.resync(&request)),
             Request::Verify(request) => value(operator.verify(&request)),
+            Request::Record(of) => value(operator.record(&of.group, of.lsn)),
         }
     }
 }
@@ -346,6 +347,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "reprotect" => params(&method, given).map(Request::Reprotect),
         "resync" => params(&method, given).map(Request::Resync),
         "verify" => params(&method, given).map(Request::Verify),
+        "record" => params(&method, given).map(Request::Record),
         _ => Err(Fault::new(FaultCode::BadRequest, format_args!("unknown method `{method}`"))),
     }
 }

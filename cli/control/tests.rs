@@ -124,6 +124,17 @@ impl Operator for Fake {
         }
     }
 
+    fn record(&self, _group: &str, lsn: Lsn) -> Result<Record, Fault> {
+        Ok(Record {
+            at: At { lsn, ..status::tests::sample().mounts[0].at },
+            epoch: Epoch(1),
+            kind: "write".to_owned(),
+            volume: Some("data".to_owned()),
+            offset_bytes: 4096,
+            len_bytes: 512,
+        })
+    }
+
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
         let mut promoted = self.promoted.lock().unwrap();
         let already = *promoted == Some(request.epoch);
@@ -190,6 +201,8 @@ fn every_method_answers() {
     let mount = client.mount(request).unwrap();
     assert_eq!(mount.endpoint, Endpoint::Unix("/run/x.sock".into()));
     client.unmount(mount.mount).unwrap();
+    let record = client.record("db", Lsn(5)).unwrap();
+    assert_eq!((record.at.lsn, record.offset_bytes), (Lsn(5), 4096));
     let plan = client.plan_failover("db", Point::Lsn(Lsn(80))).unwrap();
     assert_eq!((plan.to.lsn, plan.epoch), (Lsn(80), Epoch(4)));
     let request = api::Failover { group: "db".to_owned(), to: plan.to.lsn, epoch: plan.epoch };

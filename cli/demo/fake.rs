@@ -356,6 +356,10 @@ impl Operator for FakeNode {
         Err(Fault::new(FaultCode::Refused, "there is nothing to verify"))
     }
 
+    fn record(&self, _group: &str, _lsn: Lsn) -> Result<crate::control::api::Record, Fault> {
+        Err(Fault::new(FaultCode::NotFound, "no such record"))
+    }
+
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
         let lsn = usize::try_from(request.to.0).unwrap();
         let socket = self.dir.join("promoted.sock");

@@ -23,7 +23,7 @@ use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
     Committed, Endpoint, Failover, Fault, FaultCode, Mount, MountId, MountRequest, OnMismatch, Plan, Points,
-    Promotion, Reprotected, Resync, Round, Status, Verify,
+    Promotion, Record, Reprotected, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -32,7 +32,7 @@ use crate::time;
 use engine::node::promote::{CommitError, PromoteError};
 use engine::node::verify::VerifyError;
 use engine::os::disk::Disk;
-use engine::types::{NodeId, Timestamp};
+use engine::types::{Lsn, NodeId, Timestamp};
 use groups::{Group, Sinks};
 use mounts::Mounts;
 use rustls::pki_types::pem::PemObject;
@@ -427,6 +427,10 @@ impl Operator for Node {
                 Ok(show::round(&round))
             }
         })
+    }
+
+    fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault> {
+        show::record(self.group(group)?, lsn)
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
