@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use support::disk::{self, LoopDisk};
 use support::node::{GROUP, Node, PATIENCE, Volume, number, started};
 use support::random::Random;
 use support::{tool, wait_until};
@@ -399,6 +400,54 @@ fn r15_a_filesystem_is_checked_by_its_header_and_by_the_systems_own_program() {
     }
     let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", &at]);
     assert_eq!(status, Some(0), "the earlier point is as sound as before: {found}");
+}
+
+/// A point in the middle of a mounted ext4's life is what a power cut leaves: a boot would replay the journal, and so
+/// does the check, on its copy; and so does the kernel, on the drill.
+#[test]
+fn r15_a_mounted_ext4_is_recovered_on_the_copy() {
+    if !tool::has(&disk::NEEDS) {
+        return;
+    }
+    let (mut pair, scratch) = started(&[Volume::new("data", 64 << 20)]);
+    let (live, copy) = (scratch.join("live"), scratch.join("copy"));
+    let mut disk = LoopDisk::over_nbd(&scratch.join("live.fuse"), &pair.east.uri("data"));
+    disk.format();
+    disk.mount(&live);
+    for number in 0..100 {
+        std::fs::write(live.join(format!("{number}")), vec![number as u8; 20_000]).expect("a file");
+    }
+    tool::run("sync", [Path::new("-f"), &live]);
+    let lsn = pair.wait_durable();
+    pair.wait_replica(lsn);
+
+    let at = format!("lsn:{lsn}");
+    let (found, status) = drilled(&pair.west, ["run", GROUP, "--at", &at]);
+    assert_eq!(
+        (status, outcome(&found, "header"), outcome(&found, "fsck")),
+        (Some(0), "passed", "passed"),
+        "{found}"
+    );
+    assert!(found.to_string().contains("the journal is to be replayed"), "{found}");
+
+    let drill = pair.west.ask(["drill", "start", GROUP, "--at", &at]);
+    let (socket, export) = place(&drill);
+    let mut again = LoopDisk::over_nbd(&scratch.join("copy.fuse"), &support::node::uri(&socket, &export));
+    again.mount(&copy);
+    for number in 0..100 {
+        let bytes = std::fs::read(copy.join(format!("{number}"))).expect("it was synced");
+        assert!(bytes == vec![number as u8; 20_000], "file {number}");
+        std::fs::remove_file(copy.join(format!("{number}"))).expect("a drill may do anything");
+    }
+    again.unmount();
+    drop(again);
+    pair.west.ask(["drill", "end", GROUP]);
+    assert_eq!(
+        std::fs::read_dir(&live).expect("a folder").count(),
+        101,
+        "production has its files, and lost+found"
+    );
+    disk.unmount();
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn verify(global: &Global, arguments: &args::DrillVerify) -> Result<(), Failure>
         Ok(mounted) => mounted,
         Err(NoDrill::Group(failure) | NoDrill::Other(failure)) => return Err(failure),
     };
-    let rpo = work.rpo(&mounted)?;
+    let rpo = work.rpo(&mounted);
     work.check(&mounted, &arguments.checks)?;
     work.conclude(global, mounted, None, rpo, &arguments.checks)
 }
@@ -134,7 +134,7 @@ fn run(global: &Global, arguments: &args::DrillRun) -> Result<(), Failure> {
     work.serve(&mounted);
     let rto_ms = work.begun.elapsed().as_millis() as u64;
     work.step("first bytes");
-    let rpo = work.rpo(&mounted)?;
+    let rpo = work.rpo(&mounted);
     work.check(&mounted, &arguments.checks)?;
     // The checks may have taken longer than its limit, which has ended it then, or a failover has.
     if work.client.status()?.mounts.iter().any(|mount| mount.mount == mounted.mount) {
@@ -197,22 +197,27 @@ impl Work {
         });
     }
 
-    /// What a failover to the point would lose, now.
-    fn rpo(&mut self, mounted: &Mount) -> Result<Option<Rpo>, Failure> {
-        let is_replica =
-            |group: &crate::control::api::Group| group.name == mounted.group && group.role == Role::Replica;
-        if !self.client.status()?.groups.iter().any(is_replica) {
-            return Ok(None);
+    /// What a failover to the point would lose, now; nothing where no failover could be.
+    fn rpo(&mut self, mounted: &Mount) -> Option<Rpo> {
+        let plan = match self.client.plan_failover(&mounted.group, Point::Lsn(mounted.at.lsn)) {
+            Ok(plan) => plan,
+            // This node is the primary, or has become it meanwhile: the drill goes on all the same.
+            Err(failure) => {
+                tracing::debug!(reason = failure.what, "there is no RPO to tell");
+                return None;
+            }
+        };
+        if plan.role != Role::Replica {
+            return None;
         }
-        let plan = self.client.plan_failover(&mounted.group, Point::Lsn(mounted.at.lsn))?;
         let to_contact = |heard: Moment| heard.0.0.saturating_sub(mounted.at.time.0.0) / 1_000_000;
         let beyond = plan.last_contact.filter(|_| plan.not_received.writes > 0).map_or(0, to_contact);
-        Ok(Some(Rpo {
+        Some(Rpo {
             behind: plan.set_aside,
             not_received: plan.not_received.writes,
             ms: plan.set_aside.ms.max(beyond),
             last_contact: plan.last_contact,
-        }))
+        })
     }
 
     /// Reads the first bytes of every volume.
@@ -262,8 +267,9 @@ impl Work {
             Ok(own) => own,
             Err(failure) => {
                 let began = Instant::now();
+                // What could be checked and was not is not proven.
                 let found = format!("no copy of the point can be had for it: {}", failure.what);
-                self.note((Kind::Header, None), began, Outcome::NotChecked, found, String::new());
+                self.note((Kind::Header, None), began, Outcome::Failed, found, String::new());
                 return Ok(());
             }
         };
@@ -352,11 +358,11 @@ impl Work {
             verdict: Verdict::of(&found),
             checks: found,
         };
+        human::answer(global.form(), &report, report::text)?;
         if let Some(path) = &checks.report {
             std::fs::write(path, page::render(&report))
                 .context(|| format!("the report {} cannot be written", path.display()))?;
         }
-        human::answer(global.form(), &report, report::text)?;
         let failed = report.checks.iter().filter(|check| check.outcome == Outcome::Failed);
         let failed = failed.map(|check| match &check.volume {
             Some(volume) => format!("{} of {volume}", check.what.name()),

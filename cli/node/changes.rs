@@ -433,6 +433,31 @@ mod tests {
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "no file has a name");
     }
 
+    /// Parts of the same blocks, from several connections at once: none loses what another has written.
+    #[test]
+    fn neighbours_in_a_block_do_not_lose_each_others_writes() {
+        let scratch = Scratch::new("changes").unwrap();
+        let image = vec![9; SIZE as usize];
+        let budget = Arc::new(Budget::new(scratch.path(), u64::MAX));
+        let changes = Changes::new(&budget, "1", SIZE).unwrap();
+        let sectors = 2_048;
+        std::thread::scope(|scope| {
+            for writer in 0..4_u8 {
+                let (changes, image) = (&changes, &image);
+                scope.spawn(move || {
+                    for sector in (u64::from(writer)..sectors).step_by(4).filter(|sector| sector % 5 != 0) {
+                        changes.write(sector * 512, &[writer; 512], &below(image)).unwrap();
+                    }
+                });
+            }
+        });
+        let seen = joined(changes.read(Extent::new(0, sectors * 512), &below(&image)).unwrap());
+        for (sector, bytes) in seen.chunks(512).enumerate() {
+            let expected = if sector % 5 == 0 { 9 } else { (sector % 4) as u8 };
+            assert!(bytes.iter().all(|&byte| byte == expected), "sector {sector}");
+        }
+    }
+
     #[test]
     fn a_full_scratch_refuses_and_a_trim_makes_room() {
         let scratch = Scratch::new("changes").unwrap();
