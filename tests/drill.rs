@@ -293,6 +293,25 @@ fn r15_a_drill_in_one_command_says_what_it_found() {
         drilled(&pair.west, ["run", GROUP, "--at", "latest", "--timeout", "200ms", "--", &slow]);
     assert_eq!(status, Some(4), "{found}");
 
+    // One that is interrupted, and one that is killed.
+    let ready = scratch.join("ready");
+    // It ends with whoever has started it: a command that is killed cannot end it.
+    let text = format!("touch '{}'; while [ -e /proc/$PPID/stat ]; do sleep 0.05; done", ready.display());
+    let endless = script(scratch.path(), &text);
+    for (signal, expected) in [(rustix::process::Signal::INT, Some(1)), (rustix::process::Signal::KILL, None)]
+    {
+        let mut command = pair.west.command(["drill", "run", GROUP, "--at", "latest", "--", &endless]);
+        let command = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("the program is there");
+        wait_until("the check runs", PATIENCE, || ready.exists());
+        assert_eq!(mounts(&pair.west).len(), 1, "a drill is listed while it runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).expect("our own child");
+        assert_eq!(child.wait().expect("our own child").code(), expected);
+        wait_until("its drill is gone", PATIENCE, || mounts(&pair.west).is_empty());
+        std::fs::remove_file(&ready).expect("the check has made it");
+    }
+
     assert!(mounts(&pair.west).is_empty(), "the drills are over");
     assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
     let changes = changed(&before, &files_at_rest(&pair.west));

@@ -148,6 +148,7 @@ fn run(global: &Global, arguments: &args::DrillRun) -> Result<(), Failure> {
 struct Work {
     client: Client,
     interrupted: Interrupted,
+    node: String,
     begun: Instant,
     begun_at: Timestamp,
     last_step: Instant,
@@ -160,10 +161,13 @@ impl Work {
         let (begun, begun_at) = (Instant::now(), time::now());
         // Before anything is mounted: a Ctrl-C must find somebody who listens.
         let interrupted = script::interrupted(Signals::take()?).context(|| "signals cannot be taken")?;
-        let client = global.connect()?;
+        let mut client = global.connect()?;
+        // Asked now: a connection that holds nothing is closed while a long check runs.
+        let node = client.status()?.node.name;
         Ok(Work {
             client,
             interrupted,
+            node,
             begun,
             begun_at,
             last_step: begun,
@@ -344,9 +348,9 @@ impl Work {
         rpo: Option<Rpo>,
         checks: &Checks,
     ) -> Result<(), Failure> {
-        let Work { mut client, begun, begun_at, steps, checks: found, .. } = self;
+        let Work { node, begun, begun_at, steps, checks: found, .. } = self;
         let report = Report {
-            node: client.status()?.node.name,
+            node,
             group: mounted.group,
             mount: mounted.mount.0,
             at: mounted.at,
