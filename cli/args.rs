@@ -224,7 +224,7 @@ pub(crate) struct DrillStart {
     #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub(crate) at: Point,
     /// When it is ended, if nobody ends it before
-    #[arg(long, value_name = "DURATION", default_value = "4h", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "4h", value_parser = drill_limit)]
     pub(crate) limit: Duration,
     /// The most that writes may take on disk
     #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes)]
@@ -424,6 +424,15 @@ fn node_name(text: &str) -> Result<String, String> {
     valid_node_name(text).then(|| text.to_owned()).ok_or_else(|| NODE_NAME_RULE.to_owned())
 }
 
+fn drill_limit(text: &str) -> Result<Duration, String> {
+    let limit = units::parse_duration(text)?;
+    let lasts = 1..=u128::from(crate::control::api::MAX_DRILL_MS);
+    lasts
+        .contains(&limit.as_millis())
+        .then_some(limit)
+        .ok_or_else(|| "a drill lasts from 1ms to 30d".to_owned())
+}
+
 fn peer(text: &str) -> Result<Peer, String> {
     let (node, address) = text.split_once('=').map_or((text, None), |(node, address)| (node, Some(address)));
     Ok(Peer { name: node_name(node)?, address: address.map(str::to_owned) })
@@ -483,6 +492,10 @@ mod tests {
             ("landfall failover db", "--to <POINT>"),
             ("landfall failover db --to latest --yes --plan", "cannot be used with"),
             ("landfall mount-point db --at latest --socket a --tcp 127.0.0.1:1", "cannot be used with"),
+            ("landfall drill start db --at latest --limit 31d", "a drill lasts from 1ms to 30d"),
+            ("landfall bisect db --good lsn:1 --bad latest", "<CHECK>..."),
+            ("landfall bisect db --good lsn:1 --bad latest --jobs 17 -- a", "17 is not in 1..=16"),
+            ("landfall mount-point db --at latest --scratch 1GiB", "--writable"),
             ("landfall demo --seconds 0", "0 is not in 1..=600"),
             ("landfall stats", "status"),
         ] {

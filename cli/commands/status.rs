@@ -69,7 +69,7 @@ fn kind(mount: &Mount, now: Timestamp) -> String {
     match mount.drill {
         Some(drill) => {
             let left = drill.ends.0.0.saturating_sub(now.0) / 1_000_000;
-            format!("drill, {used}, ended in {}", duration_ms(left))
+            format!("drill, {used}, ends in {}", duration_ms(left))
         }
         None => used,
     }
@@ -459,7 +459,7 @@ MOUNT  GROUP  LSN  TIME                      KIND       SERVED AT
         assert_eq!(kind(&mount, NOW), "writable, 3 MiB of 8 GiB");
         let ends = Moment(Timestamp(NOW.0 + 90 * 60 * 1_000_000_000));
         mount.drill = Some(Drill { begun: before(60), ends });
-        assert_eq!(kind(&mount, NOW), "drill, writable, 3 MiB of 8 GiB, ended in 1h 30m");
+        assert_eq!(kind(&mount, NOW), "drill, writable, 3 MiB of 8 GiB, ends in 1h 30m");
     }
 
     #[test]

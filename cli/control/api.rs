@@ -177,6 +177,9 @@ impl MountRequest {
     }
 }
 
+/// The longest that a drill may last: 30 days.
+pub(crate) const MAX_DRILL_MS: u64 = 30 * 24 * 3_600_000;
+
 /// What becomes of writes to a mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,6 +6,8 @@
 //!   operator interrupts: nothing that it has started goes on then;
 //! - at most [`MAX_OUTPUT_BYTES`] of its output are kept, the end of it: that is where programs say what was wrong;
 //! - its stdin is empty: nobody is there to answer.
+//!
+//! If this process itself is killed, its programs go on, with volumes that answer nothing any more.
 
 use crate::commands::mount;
 use crate::control::api::Mount;

@@ -11,7 +11,8 @@ use super::groups::Group;
 use super::show;
 use super::volumes::{Point, PointVolumes};
 use crate::control::api::{
-    Access, Drill, Endpoint, Fault, FaultCode, Moment, Mount, MountId, MountRequest, Used, Volume,
+    Access, Drill, Endpoint, Fault, FaultCode, MAX_DRILL_MS, Moment, Mount, MountId, MountRequest, Used,
+    Volume,
 };
 use crate::time;
 use engine::types::Timestamp;
@@ -24,8 +25,6 @@ use transport::nbd::{Config, Server, Stop, Tls};
 
 /// Points served at a time.
 const MAX_MOUNTS: usize = 64;
-/// The longest that a drill may last: 30 days.
-const MAX_DRILL_MS: u64 = 30 * 24 * 3_600_000;
 
 struct Served {
     shown: Mount,
@@ -88,8 +87,7 @@ impl Mounts {
 
     pub(super) fn mount(&self, group: &Arc<Group>, request: &MountRequest) -> Result<Mount, Fault> {
         if request.drill_ms.is_some_and(|ms| ms == 0 || ms > MAX_DRILL_MS) {
-            let what = format!("a drill lasts from 1 to {MAX_DRILL_MS} milliseconds");
-            return Err(Fault::new(FaultCode::BadRequest, what));
+            return Err(Fault::new(FaultCode::BadRequest, "a drill lasts from a millisecond to 30 days"));
         }
         let at = show::resolve(group, request.at)?;
         let mut table = self.shared.lock();
@@ -136,6 +134,10 @@ impl Mounts {
                 ends: Moment(Timestamp(begun.0.saturating_add(limit.as_nanos() as u64))),
             }),
         };
+        if let Some(drill) = shown.drill {
+            let ends = time::format(drill.ends.0);
+            tracing::info!(drill = id.0, group = shown.group, %at, ends, "a drill begins");
+        }
         let ends = limit.map(|limit| Instant::now() + limit);
         table.served.insert(id, Served { shown: shown.clone(), server, point, budget, ends });
         self.shared.changed.notify_all();
@@ -163,6 +165,9 @@ impl Mounts {
         let ended = ended
             .ok_or_else(|| Fault::new(FaultCode::NotFound, format_args!("there is no mount {}", id.0)))?;
         ended.server.stop(Stop::Refuse);
+        if ended.ends.is_some() {
+            tracing::info!(drill = id.0, group = ended.shown.group, "a drill ends");
+        }
         Ok(())
     }
 
@@ -205,7 +210,7 @@ impl Shared {
             // Stopped without the lock: a client in the middle of a request must not hold up others' mounts.
             for served in self.take(|served| served.ends.is_some_and(|ends| ends <= now)) {
                 let (mount, group) = (served.shown.mount.0, &served.shown.group);
-                tracing::warn!(mount, group, "a drill is ended at its limit");
+                tracing::warn!(drill = mount, group, "a drill is ended at its limit");
                 served.server.stop(Stop::Refuse);
             }
             let table = self.lock();
