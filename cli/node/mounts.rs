@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a point that is served is pinned, and its pin goes with the mount;
 //! - a drill is ended at its limit, whoever holds it;
-//! - a mount whose point a failover sets aside is ended by that failover, and answers no read from then on;
+//! - a mount whose point a failover sets aside answers nothing from then on, and is ended: by a failover here at once, by
+//!   one elsewhere that this node is taken back into a little later;
 //! - a daemon that was killed leaves nothing: its scratch files have no names, and the next start removes its sockets.
 
 use super::changes::{self, Budget};
@@ -25,6 +26,8 @@ use transport::nbd::{Config, Server, Stop, Tls};
 
 /// Points served at a time.
 const MAX_MOUNTS: usize = 64;
+/// How often it is looked whether a point was set aside.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 struct Served {
     shown: Mount,
@@ -45,7 +48,7 @@ struct Table {
 #[derive(Default)]
 struct Shared {
     table: Mutex<Table>,
-    /// A drill began, or the node stops.
+    /// A mount began, or the node stops.
     changed: Condvar,
 }
 
@@ -54,7 +57,7 @@ pub(super) struct Mounts {
     sockets: PathBuf,
     scratch: PathBuf,
     shared: Arc<Shared>,
-    limits: Mutex<Option<JoinHandle<()>>>,
+    watch: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Mounts {
@@ -69,9 +72,8 @@ impl Mounts {
         changes::prepare(&sockets)?;
         let shared = Arc::new(Shared::default());
         let watched = shared.clone();
-        let limits =
-            thread::Builder::new().name("mounts".to_owned()).spawn(move || watched.end_at_limits())?;
-        Ok(Mounts { sockets, scratch, shared, limits: Mutex::new(Some(limits)) })
+        let watch = thread::Builder::new().name("mounts".to_owned()).spawn(move || watched.watch())?;
+        Ok(Mounts { sockets, scratch, shared, watch: Mutex::new(Some(watch)) })
     }
 
     pub(super) fn list(&self) -> Vec<Mount> {
@@ -173,18 +175,13 @@ impl Mounts {
 
     /// Ends the mounts of points that a failover has set aside.
     pub(super) fn end_set_aside(&self) {
-        let ended = self.shared.take(|served| served.point.is_set_aside());
-        for served in ended {
-            let (mount, at) = (served.shown.mount.0, served.shown.at.lsn);
-            tracing::warn!(mount, %at, group = served.shown.group, "ended: a failover has set its point aside");
-            served.server.stop(Stop::Refuse);
-        }
+        self.shared.end_set_aside();
     }
 
     pub(super) fn end_all(&self) {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
-        if let Some(thread) = self.limits.lock().expect("no holder of the lock panics").take() {
+        if let Some(thread) = self.watch.lock().expect("no holder of the lock panics").take() {
             let _ = thread.join();
         }
         for served in self.shared.take(|_| true) {
@@ -203,9 +200,18 @@ impl Shared {
         table.served.extract_if(.., |_, served| which(served)).map(|(_, served)| served).collect()
     }
 
-    /// Ends drills as they come to their limits, until the node stops.
-    fn end_at_limits(&self) {
+    fn end_set_aside(&self) {
+        for served in self.take(|served| served.point.is_set_aside()) {
+            let (mount, at) = (served.shown.mount.0, served.shown.at.lsn);
+            tracing::warn!(mount, %at, group = served.shown.group, "ended: a failover has set its point aside");
+            served.server.stop(Stop::Refuse);
+        }
+    }
+
+    /// Ends what has to end by itself, until the node stops.
+    fn watch(&self) {
         loop {
+            self.end_set_aside();
             let now = Instant::now();
             // Stopped without the lock: a client in the middle of a request must not hold up others' mounts.
             for served in self.take(|served| served.ends.is_some_and(|ends| ends <= now)) {
@@ -217,10 +223,13 @@ impl Shared {
             if table.stopping {
                 return;
             }
-            match table.served.values().filter_map(|served| served.ends).min() {
-                None => drop(self.changed.wait(table)),
-                Some(ends) => drop(self.changed.wait_timeout(table, ends.saturating_duration_since(now))),
+            if table.served.is_empty() {
+                drop(self.changed.wait(table));
+                continue;
             }
+            let ends = table.served.values().filter_map(|served| served.ends).min();
+            let left = ends.map_or(LOOK_EVERY, |ends| ends.saturating_duration_since(now));
+            drop(self.changed.wait_timeout(table, left.min(LOOK_EVERY)));
         }
     }
 }
