@@ -8,8 +8,10 @@ use crate::exit;
 use crate::point::Point;
 use crate::units::{self, Bytes};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Continuous replication of block devices to a second region.
 #[derive(Debug, Parser)]
@@ -53,10 +55,15 @@ pub(crate) enum Command {
     /// Recovery points
     #[command(subcommand)]
     Points(Points),
-    /// Serve a recovery point read-only over NBD, until Ctrl-C
+    /// Serve a recovery point over NBD, read-only or as a writable copy, until Ctrl-C
     MountPoint(MountPoint),
     /// End a mount made with `mount-point --detach`
     Unmount(Unmount),
+    /// Open a recovery point as a writable copy, check it, and leave nothing behind
+    #[command(subcommand)]
+    Drill(Drill),
+    /// Find the first bad write between a good and a bad point, by a check of your own
+    Bisect(Bisect),
     /// Make this node the primary of a group; `failover commit GROUP` stands by it
     Failover(Failover),
     /// Take old primaries back as replicas, after a failover here that is committed
@@ -184,12 +191,107 @@ pub(crate) struct MountPoint {
     /// Return at once and leave it mounted until `landfall unmount`
     #[arg(long)]
     pub(crate) detach: bool,
+    /// Take writes: they are kept beside the point, and thrown away with the mount
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// The most that writes may take on disk
+    #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes, requires = "writable")]
+    pub(crate) scratch: Bytes,
 }
+
+/// What the writes to a mounted point may take, if nobody says.
+pub(crate) const SCRATCH: &str = "8GiB";
 
 #[derive(Debug, Args)]
 pub(crate) struct Unmount {
     /// The number that `mount-point` or `status` shows
     pub(crate) mount: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Drill {
+    /// Open a point as a writable copy that is ended at its limit
+    Start(DrillStart),
+    /// Check a drill: filesystems by their headers and by the system's own fsck, and your script
+    Verify(DrillVerify),
+    /// End a drill, and throw away what was written to it
+    End {
+        /// The group, or the drill's number
+        #[arg(value_name = "GROUP|NUMBER")]
+        drill: String,
+    },
+    /// Start, verify and end in one; the exit status is 4 if a check fails
+    Run(DrillRun),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillStart {
+    /// The group
+    pub(crate) group: String,
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) at: Point,
+    /// When it is ended, if nobody ends it before
+    #[arg(long, value_name = "DURATION", default_value = "4h", value_parser = drill_limit)]
+    pub(crate) limit: Duration,
+    /// The most that writes may take on disk
+    #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes)]
+    pub(crate) scratch: Bytes,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillVerify {
+    /// The group, or the drill's number
+    #[arg(value_name = "GROUP|NUMBER")]
+    pub(crate) drill: String,
+    #[command(flatten)]
+    pub(crate) checks: Checks,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillRun {
+    #[command(flatten)]
+    pub(crate) start: DrillStart,
+    #[command(flatten)]
+    pub(crate) checks: Checks,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bisect {
+    /// The group
+    pub(crate) group: String,
+    /// A point at which all is well: latest, lsn:N or time:T
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) good: Point,
+    /// A newer one at which it is not
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) bad: Point,
+    /// Points that are checked at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) jobs: u32,
+    /// How long a check may take
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = units::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// The most that the writes of a check may take on disk
+    #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes)]
+    pub(crate) scratch: Bytes,
+    /// The check: a program that finds the volumes in LANDFALL_NBD_<VOLUME>; 0 is good, 125 cannot be judged, 1 to 127 bad
+    #[arg(last = true, value_name = "CHECK", required = true)]
+    pub(crate) script: Vec<OsString>,
+}
+
+/// How a drill is checked.
+#[derive(Debug, Args)]
+pub(crate) struct Checks {
+    /// Write the report as a page that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// How long the script may take, and the fsck of each volume
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = units::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Your own check: a program that finds the volumes in LANDFALL_NBD_<VOLUME>, and ends with 0 if all is well
+    #[arg(last = true, value_name = "CHECK")]
+    pub(crate) script: Vec<OsString>,
 }
 
 /// Arguments of `failover`: a subcommand, or the failover itself.
@@ -355,6 +457,15 @@ fn node_name(text: &str) -> Result<String, String> {
     valid_node_name(text).then(|| text.to_owned()).ok_or_else(|| NODE_NAME_RULE.to_owned())
 }
 
+fn drill_limit(text: &str) -> Result<Duration, String> {
+    let limit = units::parse_duration(text)?;
+    let lasts = 1..=u128::from(crate::control::api::MAX_DRILL_MS);
+    lasts
+        .contains(&limit.as_millis())
+        .then_some(limit)
+        .ok_or_else(|| "a drill lasts from 1ms to 30d".to_owned())
+}
+
 fn peer(text: &str) -> Result<Peer, String> {
     let (node, address) = text.split_once('=').map_or((text, None), |(node, address)| (node, Some(address)));
     Ok(Peer { name: node_name(node)?, address: address.map(str::to_owned) })
@@ -414,6 +525,10 @@ mod tests {
             ("landfall failover db", "--to <POINT>"),
             ("landfall failover db --to latest --yes --plan", "cannot be used with"),
             ("landfall mount-point db --at latest --socket a --tcp 127.0.0.1:1", "cannot be used with"),
+            ("landfall drill start db --at latest --limit 31d", "a drill lasts from 1ms to 30d"),
+            ("landfall bisect db --good lsn:1 --bad latest", "<CHECK>..."),
+            ("landfall bisect db --good lsn:1 --bad latest --jobs 17 -- a", "17 is not in 1..=16"),
+            ("landfall mount-point db --at latest --scratch 1GiB", "--writable"),
             ("landfall demo --seconds 0", "0 is not in 1..=600"),
             ("landfall stats", "status"),
         ] {

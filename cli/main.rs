@@ -9,6 +9,8 @@
 //! | [`certs`], [`init`] | identities; what `init` and `cert issue` write |
 //! | [`control`] | requests from commands to a running daemon |
 //! | [`commands`] | the commands that ask a daemon or read a log |
+//! | [`drill`] | `drill`: a point as a writable copy, checked |
+//! | [`bisect`] | `bisect`: the first bad write |
 //! | [`daemon`] | `agent` and `replica` |
 //! | [`node`] | the engine's runtime, joined to the above |
 //! | [`sim`] | `sim`: the simulator as a command |
@@ -17,12 +19,14 @@
 //! | [`log_setup`], [`signal`], [`scratch`] | small things of the process |
 
 mod args;
+mod bisect;
 mod certs;
 mod commands;
 mod config;
 mod control;
 mod daemon;
 mod demo;
+mod drill;
 mod exit;
 mod human;
 mod init;
@@ -68,6 +72,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Points(args::Points::List { group }) => commands::points::list(global, group),
         Command::MountPoint(arguments) => commands::mount::mount(global, arguments),
         Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
+        Command::Drill(drill) => drill::command(global, drill),
+        Command::Bisect(arguments) => bisect::run(global, arguments),
         Command::Failover(arguments) => commands::failover::run(global, arguments),
         Command::Reprotect(arguments) => commands::reprotect::run(global, arguments),
         Command::Branches(args::Branches::List { group }) => commands::branches::list(global, group),

@@ -1,11 +1,11 @@
-//! `landfall mount-point` and `landfall unmount`: a recovery point as read-only disks.
+//! `landfall mount-point` and `landfall unmount`: a recovery point as disks, read-only or as writable copies.
 //!
 //! The mount lives as long as the command's connection to the daemon: Ctrl-C, a closed terminal and SIGKILL all
 //! end it, and no pin is left behind that would hold back retention. With `--detach` it lives until `unmount`.
 
 use crate::args::{self, Global};
 use crate::control::Client;
-use crate::control::api::{Endpoint, Hold, Mount, MountId, MountRequest};
+use crate::control::api::{Access, Endpoint, Hold, Mount, MountId, MountRequest};
 use crate::exit::{Context, Failure};
 use crate::human::{self, Form, Table, clean};
 use crate::signal::Signals;
@@ -30,8 +30,12 @@ pub(crate) fn mount(global: &Global, arguments: &args::MountPoint) -> Result<(),
     // Before the mount is made: a Ctrl-C must find somebody who listens.
     let signals = Signals::take()?;
     let mut client = global.connect()?;
-    let mount =
-        client.mount(MountRequest { group: arguments.group.clone(), at: arguments.at, endpoint, hold })?;
+    let access = match arguments.writable {
+        true => Access::Writable { scratch_bytes: arguments.scratch.0 },
+        false => Access::ReadOnly,
+    };
+    let request = MountRequest::read_only(&arguments.group, arguments.at);
+    let mount = client.mount(MountRequest { endpoint, hold, access, ..request })?;
     human::answer(global.form(), &mount, text)?;
     if arguments.detach {
         if global.form() == Form::Text {
@@ -39,7 +43,12 @@ pub(crate) fn mount(global: &Global, arguments: &args::MountPoint) -> Result<(),
         }
         return Ok(());
     }
-    human::say("serving read-only; Ctrl-C ends it");
+    human::say(match access {
+        Access::ReadOnly => "serving read-only; Ctrl-C ends it",
+        Access::Writable { .. } => {
+            "serving a writable copy; Ctrl-C ends it, and throws away what was written to it"
+        }
+    });
     while signals.wait_for(LOOK_EVERY).is_none() {
         if !is_mounted(&mut client, mount.mount)? {
             human::say(format_args!("mount {} was ended from elsewhere", mount.mount.0));
@@ -61,7 +70,8 @@ fn is_mounted(client: &mut Client, mount: MountId) -> Result<bool, Failure> {
     Ok(client.status()?.mounts.iter().any(|found| found.mount == mount))
 }
 
-fn text(mount: &Mount) -> String {
+/// Where a mount's volumes are.
+pub(crate) fn text(mount: &Mount) -> String {
     let mut out = format!(
         "group {} at LSN {} ({})\n",
         clean(&mount.group),

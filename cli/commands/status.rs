@@ -2,7 +2,7 @@
 
 use crate::args::Global;
 use crate::control::api::{
-    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Repair, Role, State, Status, Stretch, Verdict,
+    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Mount, Repair, Role, State, Status, Stretch, Verdict,
 };
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
@@ -43,13 +43,14 @@ fn text(status: &Status, now: Timestamp) -> String {
         group_text(&mut out, group, now);
     }
     if !status.mounts.is_empty() {
-        let mut table = Table::new(&["MOUNT", "GROUP", "LSN", "TIME", "SERVED AT"]).right(&[0, 2]);
+        let mut table = Table::new(&["MOUNT", "GROUP", "LSN", "TIME", "KIND", "SERVED AT"]).right(&[0, 2]);
         for mount in &status.mounts {
             table.row(&[
                 mount.mount.0.to_string(),
                 mount.group.clone(),
                 mount.at.lsn.to_string(),
                 time::format(mount.at.time.0),
+                kind(mount, now),
                 mount.endpoint.to_string(),
             ]);
         }
@@ -57,6 +58,21 @@ fn text(status: &Status, now: Timestamp) -> String {
         out.push_str(&table.render());
     }
     out
+}
+
+/// What a mount is, and what it takes.
+fn kind(mount: &Mount, now: Timestamp) -> String {
+    let used = mount.scratch.map_or_else(
+        || "read-only".to_owned(),
+        |used| format!("writable, {} of {}", Bytes(used.used_bytes), Bytes(used.limit_bytes)),
+    );
+    match mount.drill {
+        Some(drill) => {
+            let left = drill.ends.0.0.saturating_sub(now.0) / 1_000_000;
+            format!("drill, {used}, ends in {}", duration_ms(left))
+        }
+        None => used,
+    }
 }
 
 fn group_text(out: &mut String, group: &Group, now: Timestamp) {
@@ -256,7 +272,9 @@ pub(crate) fn ago(moment: Moment, now: Timestamp) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::control::api::{At, Log, Mount, MountId, Node, Positions, Replica, Upstream, Volume, Window};
+    use crate::control::api::{
+        At, Drill, Log, MountId, Node, Positions, Replica, Upstream, Used, Volume, Window,
+    };
     use crate::control::api::{Checks, Endpoint, Mismatch, OnMismatch, Round};
     use engine::types::Epoch;
 
@@ -355,6 +373,8 @@ pub(crate) mod tests {
                 at: window.horizon,
                 endpoint: Endpoint::Tcp("127.0.0.1:1234".parse().unwrap()),
                 volumes: vec![volume],
+                scratch: None,
+                drill: None,
             }],
         }
     }
@@ -384,8 +404,8 @@ group mail: replica, FAILED: fdatasync of 00000001.seg: I/O error, epoch 3
   PEER             LINK                             DURABLE  LAG   RTT
   north (primary)  refused: a newer epoch 4 exists        -  none  -
 
-MOUNT  GROUP  LSN  TIME                      SERVED AT
-    1  db       7  2025-07-01T11:34:56.789Z  127.0.0.1:1234
+MOUNT  GROUP  LSN  TIME                      KIND       SERVED AT
+    1  db       7  2025-07-01T11:34:56.789Z  read-only  127.0.0.1:1234
 ";
         assert_eq!(text(&sample(), NOW), expected);
     }
@@ -430,6 +450,16 @@ MOUNT  GROUP  LSN  TIME                      SERVED AT
   ! data: 1 MiB at byte 3145728, LSN 88, 2025-07-01T12:34:55.789Z: I/O error, on the primary digest 99aa; GIVEN UP: it was sent again, and does not stay
 ";
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn a_drill_says_what_it_takes_and_when_it_ends() {
+        let mut mount = sample().mounts.remove(0);
+        mount.scratch = Some(Used { used_bytes: 3 << 20, limit_bytes: 8 << 30 });
+        assert_eq!(kind(&mount, NOW), "writable, 3 MiB of 8 GiB");
+        let ends = Moment(Timestamp(NOW.0 + 90 * 60 * 1_000_000_000));
+        mount.drill = Some(Drill { begun: before(60), ends });
+        assert_eq!(kind(&mount, NOW), "drill, writable, 3 MiB of 8 GiB, ends in 1h 30m");
     }
 
     #[test]

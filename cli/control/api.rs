@@ -99,6 +99,8 @@ pub(crate) enum Request {
     Resync(Resync),
     /// [`super::Operator::verify`].
     Verify(Verify),
+    /// [`super::Operator::record`].
+    Record(OfRecord),
 }
 
 /// Parameters that name a group.
@@ -117,6 +119,36 @@ pub(crate) struct OfBranch {
     pub(crate) group: String,
     /// [`Branch::id`].
     pub(crate) branch: String,
+}
+
+/// Parameters that name a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfRecord {
+    /// The group's name.
+    pub(crate) group: String,
+    /// Its position.
+    #[serde(with = "lsn")]
+    pub(crate) lsn: Lsn,
+}
+
+/// One record of the log, without its bytes. Answer to `record`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Where and when.
+    #[serde(flatten)]
+    pub(crate) at: At,
+    /// The epoch in which it was written.
+    #[serde(with = "epoch")]
+    pub(crate) epoch: Epoch,
+    /// What it is: `write`, `zero`, `flush`, ...
+    pub(crate) kind: String,
+    /// The volume; absent if it is of the group as a whole.
+    pub(crate) volume: Option<String>,
+    /// Where in the volume.
+    pub(crate) offset_bytes: u64,
+    /// How much of it.
+    pub(crate) len_bytes: u64,
 }
 
 /// Parameters that name a mount.
@@ -141,6 +173,43 @@ pub(crate) struct MountRequest {
     /// For how long.
     #[serde(default)]
     pub(crate) hold: Hold,
+    /// What becomes of writes.
+    #[serde(default)]
+    pub(crate) access: Access,
+    /// It is a drill: it is ended after so many milliseconds, whoever holds it.
+    #[serde(default)]
+    pub(crate) drill_ms: Option<u64>,
+}
+
+impl MountRequest {
+    /// A point as it is, at a socket of the daemon's choice, for as long as the connection.
+    pub(crate) fn read_only(group: &str, at: Point) -> MountRequest {
+        MountRequest {
+            group: group.to_owned(),
+            at,
+            endpoint: None,
+            hold: Hold::Connection,
+            access: Access::ReadOnly,
+            drill_ms: None,
+        }
+    }
+}
+
+/// The longest that a drill may last: 30 days.
+pub(crate) const MAX_DRILL_MS: u64 = 30 * 24 * 3_600_000;
+
+/// What becomes of writes to a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Access {
+    /// They are refused.
+    #[default]
+    ReadOnly,
+    /// They are kept beside the point, and thrown away with the mount.
+    Writable {
+        /// The most that they may take on disk; further ones are told that there is no space.
+        scratch_bytes: u64,
+    },
 }
 
 /// What a commit did.
@@ -751,6 +820,30 @@ pub(crate) struct Mount {
     pub(crate) endpoint: Endpoint,
     /// The volumes, each with the export to ask for.
     pub(crate) volumes: Vec<Volume>,
+    /// What writes to it take; absent if it is read-only.
+    #[serde(default)]
+    pub(crate) scratch: Option<Used>,
+    /// Its times, if it is a drill.
+    #[serde(default)]
+    pub(crate) drill: Option<Drill>,
+}
+
+/// What a writable mount takes on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Used {
+    /// Now.
+    pub(crate) used_bytes: u64,
+    /// At the most.
+    pub(crate) limit_bytes: u64,
+}
+
+/// The times of a drill, by the node's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Drill {
+    /// When it began.
+    pub(crate) begun: Moment,
+    /// When it is ended, if nobody ends it before.
+    pub(crate) ends: Moment,
 }
 
 /// Answer to `plan_failover`.

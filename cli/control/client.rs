@@ -2,11 +2,12 @@
 
 use super::api::{
     Branch, Committed, Failover, Fault, FaultCode, Loss, Mount, MountId, MountRequest, OfBranch, OfGroup,
-    OfMount, Plan, PlanRequest, Points, Promotion, Reprotected, Request, Resync, Round, Status, VERSION,
-    Verify,
+    OfMount, OfRecord, Plan, PlanRequest, Points, Promotion, Record, Reprotected, Request, Resync, Round,
+    Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
+use engine::types::Lsn;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -129,6 +130,11 @@ impl Client {
     /// [`super::Operator::verify`].
     pub(crate) fn verify(&mut self, request: Verify) -> Result<Round, Failure> {
         self.call(&Request::Verify(request))
+    }
+
+    /// [`super::Operator::record`].
+    pub(crate) fn record(&mut self, group: &str, lsn: Lsn) -> Result<Record, Failure> {
+        self.call(&Request::Record(OfRecord { group: group.to_owned(), lsn }))
     }
 
     fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, Failure> {

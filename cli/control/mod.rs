@@ -17,9 +17,10 @@ pub(crate) use server::Server;
 
 use crate::point::Point;
 use api::{
-    Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion,
+    Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion, Record,
     Reprotected, Resync, Round, Status, Verify,
 };
+use engine::types::Lsn;
 
 /// What a daemon can be asked to do. The control server calls it from up to [`server::MAX_CONNECTIONS`] threads
 /// at a time; every method may block, and reports a refusal as a [`Fault`] without having changed anything.
@@ -30,8 +31,9 @@ pub(crate) trait Operator: Send + Sync {
     /// The recovery points of a group.
     fn points(&self, group: &str) -> Result<Points, Fault>;
 
-    /// Pins a point and serves it read-only over NBD until [`Operator::unmount`]. Whoever asked with
-    /// [`api::Hold::Connection`] is unmounted by the server when the connection ends.
+    /// Pins a point and serves it over NBD until [`Operator::unmount`], or to its limit if it is a drill. Whoever asked
+    /// with [`api::Hold::Connection`] is unmounted by the server when the connection ends. What is written to it goes
+    /// nowhere but to a scratch file, which is gone with the mount.
     fn mount(&self, request: &MountRequest) -> Result<Mount, Fault>;
 
     /// Ends a mount and drops its pin. `not_found` if there is none, so that a second call tells.
@@ -71,6 +73,9 @@ pub(crate) trait Operator: Send + Sync {
     /// Begins a round of verification, and answers with it as it is then; with the one under way if that does the same
     /// with mismatches. `conflict` if it does not.
     fn verify(&self, request: &Verify) -> Result<Round, Fault>;
+
+    /// What one record of a group's log is. `not_found` if the log does not hold it.
+    fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault>;
 }
 
 #[cfg(test)]

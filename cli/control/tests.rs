@@ -140,6 +140,17 @@ impl Operator for Fake {
         }
     }
 
+    fn record(&self, _group: &str, lsn: Lsn) -> Result<Record, Fault> {
+        Ok(Record {
+            at: At { lsn, ..status::tests::sample().mounts[0].at },
+            epoch: Epoch(1),
+            kind: "write".to_owned(),
+            volume: Some("data".to_owned()),
+            offset_bytes: 4096,
+            len_bytes: 512,
+        })
+    }
+
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
         let mut promoted = self.promoted.lock().unwrap();
         let already = *promoted == Some(request.epoch);
@@ -197,14 +208,17 @@ fn every_method_answers() {
     assert_eq!(client.status().unwrap(), status::tests::sample());
     assert_eq!(client.points("db").unwrap().group, "db");
     let request = MountRequest {
-        group: "db".to_owned(),
-        at: Point::Lsn(Lsn(7)),
         endpoint: Some(Endpoint::Unix("/run/x.sock".into())),
         hold: Hold::UntilUnmount,
+        access: Access::Writable { scratch_bytes: 1 << 30 },
+        drill_ms: Some(60_000),
+        ..MountRequest::read_only("db", Point::Lsn(Lsn(7)))
     };
     let mount = client.mount(request).unwrap();
     assert_eq!(mount.endpoint, Endpoint::Unix("/run/x.sock".into()));
     client.unmount(mount.mount).unwrap();
+    let record = client.record("db", Lsn(5)).unwrap();
+    assert_eq!((record.at.lsn, record.offset_bytes), (Lsn(5), 4096));
     let plan = client.plan_failover("db", Point::Lsn(Lsn(80))).unwrap();
     assert_eq!((plan.to.lsn, plan.epoch), (Lsn(80), Epoch(4)));
     let request = api::Failover { group: "db".to_owned(), to: plan.to.lsn, epoch: plan.epoch };
@@ -310,13 +324,7 @@ fn a_defect_ends_its_connection_and_no_other() {
     let world = world("control-defect");
     for _ in 0..server::MAX_CONNECTIONS + 1 {
         let mut client = Client::connect(&world.path).unwrap();
-        let request = MountRequest {
-            group: "db".to_owned(),
-            at: Point::Latest,
-            endpoint: None,
-            hold: Hold::Connection,
-        };
-        client.mount(request).unwrap();
+        client.mount(MountRequest::read_only("db", Point::Latest)).unwrap();
         let failure = client.points("defect").unwrap_err();
         assert!(failure.what.contains("it closed the connection"), "{failure}");
         world.fake.wait_for_mounts(&[]);
@@ -335,7 +343,7 @@ fn half_a_request_is_not_carried_out() {
 #[test]
 fn a_mount_ends_with_its_connection_and_a_detached_one_does_not() {
     let world = world("control-held");
-    let request = |hold| MountRequest { group: "db".to_owned(), at: Point::Latest, endpoint: None, hold };
+    let request = |hold| MountRequest { hold, ..MountRequest::read_only("db", Point::Latest) };
     let mut client = Client::connect(&world.path).unwrap();
     client.mount(request(Hold::Connection)).unwrap();
     client.mount(request(Hold::UntilUnmount)).unwrap();
@@ -372,14 +380,7 @@ fn the_socket_is_private_and_goes_with_the_server() {
     let failure = Server::start(&path, Arc::clone(&fake) as Arc<dyn Operator>).err().unwrap();
     assert_eq!(failure.code, Code::Refused);
     let mut client = Client::connect(&path).unwrap();
-    client
-        .mount(MountRequest {
-            group: "db".to_owned(),
-            at: Point::Latest,
-            endpoint: None,
-            hold: Hold::Connection,
-        })
-        .unwrap();
+    client.mount(MountRequest::read_only("db", Point::Latest)).unwrap();
     drop(server);
     fake.wait_for_mounts(&[]);
     assert!(!path.exists());

@@ -315,6 +315,8 @@ impl Operator for FakeNode {
             at: self.world.at(lsn),
             endpoint: Endpoint::Unix(socket),
             volumes: self.world.volumes(),
+            scratch: None,
+            drill: None,
         })
     }
 
@@ -368,6 +370,10 @@ impl Operator for FakeNode {
 
     fn verify(&self, _request: &Verify) -> Result<Round, Fault> {
         Err(Fault::new(FaultCode::Refused, "there is nothing to verify"))
+    }
+
+    fn record(&self, _group: &str, _lsn: Lsn) -> Result<crate::control::api::Record, Fault> {
+        Err(Fault::new(FaultCode::NotFound, "no such record"))
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {

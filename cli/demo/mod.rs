@@ -36,7 +36,7 @@ mod workload;
 use crate::args::{self, Global};
 use crate::certs::Authority;
 use crate::control::Client;
-use crate::control::api::{At, Failover, Hold, LinkState, MountRequest, Promotion, State};
+use crate::control::api::{At, Failover, LinkState, MountRequest, Promotion, State};
 use crate::exit::{Context, Failure};
 use crate::human::{self, say};
 use crate::point::Point;
@@ -364,7 +364,7 @@ fn point(
     at: Point,
     ranges: &[Range<usize>; 2],
 ) -> Result<Result<Verdict, String>, Failure> {
-    let request = MountRequest { group: GROUP.to_owned(), at, endpoint: None, hold: Hold::Connection };
+    let request = MountRequest::read_only(GROUP, at);
     let mount = control.mount(request)?;
     let volume = |name| Served::find(&mount.endpoint, &mount.volumes, name)?.image();
     let images = [volume(FILES)?, volume(JOURNAL)?];

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | [`groups`] | opening groups; what the link asks of one (source and sink) |
 //! | [`volumes`] | volumes and points as NBD exports |
+//! | [`changes`] | what guests write to a point |
 //! | [`mounts`] | points that are being served |
 //! | [`show`] | a node's reports in the words of the control API |
 //! | [`logs`] | `log inspect`, `log verify`, `log export-trace` |
 
 mod branches;
+mod changes;
 mod groups;
 mod logs;
 mod mounts;
@@ -22,7 +24,7 @@ use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
     Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mount, MountId, MountRequest,
-    OnMismatch, Plan, Points, Promotion, Reprotected, Resync, Round, Status, Verify,
+    OnMismatch, Plan, Points, Promotion, Record, Reprotected, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -33,7 +35,7 @@ use engine::node::promote::{CommitError, PromoteError};
 use engine::node::verify::VerifyError;
 use engine::os::disk::Disk;
 use engine::state;
-use engine::types::{NodeId, Timestamp};
+use engine::types::{Lsn, NodeId, Timestamp};
 use groups::{Group, Sinks};
 use mounts::Mounts;
 use rustls::pki_types::pem::PemObject;
@@ -99,6 +101,10 @@ pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, F
         }
     }
     let (nbd, nbd_at) = serve_volumes(config, &groups)?;
+    let data_dir = &config.node.data_dir;
+    let mounts = Mounts::new(data_dir).map_err(|error| {
+        Failure::failed(format_args!("folders for mounts in {} cannot be made: {error}", data_dir.display()))
+    })?;
     let (link, listen) = start_link(config, Arc::new(credentials), &groups)?;
     Ok(Node {
         name: config.node.name.clone(),
@@ -108,7 +114,7 @@ pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, F
         nbd_at,
         groups,
         closed,
-        mounts: Mounts::new(config.node.data_dir.join("mounts")),
+        mounts,
         server: nbd,
         link: std::sync::Mutex::new(Some(link)),
     })
@@ -492,6 +498,10 @@ impl Operator for Node {
         })
     }
 
+    fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault> {
+        show::record(self.group(group)?, lsn)
+    }
+
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
         let begun = Instant::now();
         let group = self.group(&request.group)?;
@@ -510,6 +520,8 @@ impl Operator for Node {
             };
             Fault::new(code, format_args!("group {}: {error}", request.group))
         })?;
+        // What they show is set aside; those at or before the point go on.
+        self.mounts.end_set_aside();
         Ok(Promotion {
             group: request.group.clone(),
             epoch: promotion.reign.epoch,

@@ -6,8 +6,8 @@ use super::groups::{Group, LinkInfo};
 use crate::config::{Config, OnFull};
 use crate::control::api::{
     At, CatchUp, CatchingUp, Checks, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Mismatch,
-    Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Reign, Repair, Replica, Role, Round,
-    Span, State, Status, Stretch, Upstream, Verdict, Volume, Window,
+    Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Record, Reign, Repair, Replica, Role,
+    Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, Window,
 };
 use crate::point::Point;
 use crate::time;
@@ -309,6 +309,34 @@ pub(super) fn volumes(group: &Group, report: &Report) -> Vec<Volume> {
 fn window(group: &Group, report: &Report) -> Option<Window> {
     let points = report.points.filter(|points| points.latest > Lsn::ZERO)?;
     Some(Window { horizon: group.at(points.horizon.max(Lsn(1))), latest: group.at(points.latest) })
+}
+
+/// One record, without its bytes.
+pub(super) fn record(group: &Group, lsn: Lsn) -> Result<Record, Fault> {
+    let name = &group.config.name;
+    let found = group.engine.peek(|node| {
+        let header = node.log().header_of(lsn);
+        header.map(|found| {
+            found.map(|header| {
+                let volume = node.volume_specs().find(|spec| spec.id == header.volume);
+                (header, volume.map(|spec| spec.name.clone()))
+            })
+        })
+    });
+    match found {
+        Ok(Some((header, volume))) => Ok(Record {
+            at: At { lsn, time: Moment(header.time) },
+            epoch: header.epoch,
+            kind: header.kind.name().to_owned(),
+            volume,
+            offset_bytes: header.extent.offset,
+            len_bytes: header.extent.len,
+        }),
+        Ok(None) => {
+            Err(Fault::new(FaultCode::NotFound, format_args!("group {name}: LSN {lsn} is not in the log")))
+        }
+        Err(error) => Err(Fault::new(FaultCode::Corrupt, format_args!("group {name}: {error}"))),
+    }
 }
 
 /// The LSN that an operator means.

@@ -1,12 +1,14 @@
 //! Volumes and recovery points as NBD exports, named `group/volume`.
 
+use super::changes::{Budget, Changes};
 use super::groups::Group;
 use crate::config::Config;
 use engine::guest::{Completion, Op, Refusal, Reply, Request};
 use engine::os::clock;
-use engine::read::Wait;
+use engine::read::{Plan, Wait};
 use engine::state::Role;
-use engine::types::{Lsn, VolumeId};
+use engine::types::{Epoch, Extent, Lsn, VolumeId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use transport::block::{Catalog, Export, Later, Shape};
@@ -93,16 +95,17 @@ impl Export for Volume {
     }
 }
 
-/// A recovery point of a group: read-only, and pinned for as long as this lives.
+/// A recovery point of a group, pinned for as long as this lives.
 pub(super) struct Point {
     group: Arc<Group>,
     at: Lsn,
+    epoch: Epoch,
 }
 
 impl Point {
     pub(super) fn open(group: &Arc<Group>, at: Lsn) -> Result<Point, engine::node::points::Error> {
-        group.engine.with(|node, _| node.pin(at))?;
-        Ok(Point { group: group.clone(), at })
+        let epoch = group.engine.with(|node, _| node.pin(at).map(|()| node.epoch_of(at)))?;
+        Ok(Point { group: group.clone(), at, epoch })
     }
 
     pub(super) fn group(&self) -> &Arc<Group> {
@@ -112,6 +115,23 @@ impl Point {
     pub(super) fn at(&self) -> Lsn {
         self.at
     }
+
+    /// A failover to an earlier point has set this one aside: what has its LSN now is another state.
+    pub(super) fn is_set_aside(&self) -> bool {
+        self.group.engine.peek(|node| node.epoch_of(self.at) != self.epoch)
+    }
+
+    fn plan(&self, volume: VolumeId, extent: Extent) -> Result<Plan, Refusal> {
+        self.group.engine.peek(|node| match node.epoch_of(self.at) == self.epoch {
+            true => node.plan_point(volume, self.at, extent).ok_or(Refusal::Io),
+            false => Err(Refusal::Shutdown),
+        })
+    }
+
+    fn failed(&self, error: &std::io::Error) -> Refusal {
+        tracing::warn!(group = self.group.config.name, at = %self.at, %error, now = %clock::now().wall, "a point could not be read");
+        Refusal::Io
+    }
 }
 
 impl Drop for Point {
@@ -120,12 +140,45 @@ impl Drop for Point {
     }
 }
 
+/// What becomes of writes to a point.
+pub(super) enum Writes {
+    /// They are refused.
+    Refused,
+    /// They are kept beside it, by volume.
+    Kept(BTreeMap<VolumeId, Arc<Changes>>),
+}
+
 /// The exports of a point.
-pub(super) struct PointVolumes(pub(super) Arc<Point>);
+pub(super) struct PointVolumes {
+    point: Arc<Point>,
+    writes: Writes,
+}
 
 impl PointVolumes {
+    /// A point that cannot be written.
+    pub(super) fn read_only(point: Arc<Point>) -> PointVolumes {
+        PointVolumes { point, writes: Writes::Refused }
+    }
+
+    /// A point whose volumes can be written, for the mount of that number.
+    ///
+    /// # Errors
+    /// Of the scratch files.
+    pub(super) fn writable(
+        point: Arc<Point>,
+        mount: u64,
+        budget: &Arc<Budget>,
+    ) -> std::io::Result<PointVolumes> {
+        let fresh = PointVolumes::read_only(point.clone());
+        let kept = fresh.volumes().into_iter().map(|(_, id, size)| {
+            let changes = Changes::new(budget, &format!("{mount}-{}", id.0), size)?;
+            Ok((id, Arc::new(changes)))
+        });
+        Ok(PointVolumes { point, writes: Writes::Kept(kept.collect::<std::io::Result<_>>()?) })
+    }
+
     fn volumes(&self) -> Vec<(String, VolumeId, u64)> {
-        let group = &self.0.group;
+        let group = &self.point.group;
         group.engine.peek(|node| {
             node.volume_specs()
                 .map(|spec| (Config::export(&group.config.name, &spec.name), spec.id, spec.size))
@@ -143,7 +196,12 @@ impl Catalog for PointVolumes {
 
     fn find(&self, name: &str) -> Option<Arc<dyn Export>> {
         let (_, id, size) = self.volumes().into_iter().find(|(known, ..)| known == name)?;
-        Some(Arc::new(PointVolume { point: self.0.clone(), id, size }))
+        let changes = match &self.writes {
+            Writes::Refused => None,
+            // A volume that was defined since the mount is no part of it.
+            Writes::Kept(kept) => Some(kept.get(&id)?.clone()),
+        };
+        Some(Arc::new(PointVolume { point: self.point.clone(), id, size, changes }))
     }
 }
 
@@ -152,6 +210,8 @@ struct PointVolume {
     point: Arc<Point>,
     id: VolumeId,
     size: u64,
+    /// What was written to it since; `None` if it cannot be written.
+    changes: Option<Arc<Changes>>,
 }
 
 impl PointVolume {
@@ -159,22 +219,44 @@ impl PointVolume {
         let extent = match op {
             Op::Read(extent) | Op::Status(extent) | Op::Cache(extent) => *extent,
             Op::Flush => return Ok(Reply::Done),
-            Op::Write { .. } | Op::Trim(_) | Op::Zero { .. } => return Err(Refusal::ReadOnly),
+            Op::Write { offset, data } => Extent::new(*offset, data.len() as u64),
+            Op::Trim(extent) | Op::Zero { extent, .. } => *extent,
         };
         if !extent.fits(self.size) {
-            return Err(Refusal::Invalid);
+            return Err(if let Op::Write { .. } = op { Refusal::NoSpace } else { Refusal::Invalid });
         }
-        let plan = self.point.group.engine.peek(|node| node.plan_point(self.id, self.point.at, extent));
-        let plan = plan.ok_or(Refusal::Io)?;
-        let failed = |error: std::io::Error| {
-            tracing::warn!(group = self.point.group.config.name, at = %self.point.at, %error, now = %clock::now().wall, "a point could not be read");
-            Refusal::Io
+        let below = |extent| {
+            let plan = self.point.plan(self.id, extent)?;
+            plan.read(Wait::Yes).map_err(|error| self.point.failed(&error))
         };
+        let status_below = |extent| {
+            let plan = self.point.plan(self.id, extent)?;
+            plan.status().map_err(|error| self.point.failed(&error))
+        };
+        let changes = self.changes.as_ref();
         match op {
-            Op::Read(_) => plan.read(Wait::Yes).map(Reply::Data).map_err(failed),
-            Op::Status(_) => plan.status().map(Reply::Status).map_err(failed),
-            _ => {
-                plan.will_need();
+            Op::Read(_) => match changes {
+                Some(changes) => changes.read(extent, &below),
+                None => below(extent),
+            }
+            .map(Reply::Data),
+            Op::Status(_) => match changes {
+                Some(changes) => changes.status(extent, status_below),
+                None => status_below(extent),
+            }
+            .map(Reply::Status),
+            Op::Cache(_) => {
+                self.point.plan(self.id, extent)?.will_need();
+                Ok(Reply::Done)
+            }
+            Op::Flush => Ok(Reply::Done),
+            Op::Write { .. } | Op::Trim(_) | Op::Zero { .. } => {
+                let changes = changes.ok_or(Refusal::ReadOnly)?;
+                match op {
+                    Op::Write { offset, data } => changes.write(*offset, data, &below)?,
+                    Op::Zero { no_hole, .. } => changes.zero(extent, *no_hole, &below)?,
+                    _ => changes.zero(extent, false, &below)?,
+                }
                 Ok(Reply::Done)
             }
         }
@@ -183,8 +265,9 @@ impl PointVolume {
 
 impl Export for PointVolume {
     fn shape(&self) -> Shape {
-        let description = format!("group {} at LSN {}", self.point.group.config.name, self.point.at);
-        Shape { size: self.size, read_only: true, description }
+        let what = if self.changes.is_some() { "a writable copy of " } else { "" };
+        let description = format!("{what}group {} at LSN {}", self.point.group.config.name, self.point.at);
+        Shape { size: self.size, read_only: self.changes.is_none(), description }
     }
 
     fn submit(&self, requests: &mut Vec<Request>, ready: &mut Vec<Completion>, _later: &Arc<dyn Later>) {

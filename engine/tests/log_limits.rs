@@ -370,6 +370,9 @@ fn w36_offsets_beyond_4_gib() {
     assert_eq!(records.len(), 1);
     assert_eq!(records[0].1, vec![9; 700]);
     assert_eq!(log.bytes_after(Lsn(tip.lsn.0 - 1)), Some(784));
+    let last = log.header_of(tip.lsn).expect("readable").expect("held");
+    assert_eq!((last.lsn, last.checksum), (tip.lsn, tip.checksum));
+    assert!(log.header_of(tip.lsn.next()).expect("readable").is_none(), "there is none behind the last");
 }
 
 /// W36: a payload of the longest length and one more: the second is no record.

@@ -376,8 +376,16 @@ impl Log {
     /// When a retained record was written.
     #[must_use]
     pub fn time_of(&self, lsn: Lsn) -> Option<Timestamp> {
-        let (segment, mut scan) = self.scan_to(lsn).ok()??;
-        step(&mut scan, segment.slot, Depth::Headers).ok().map(|(header, _)| header.time)
+        self.header_of(lsn).ok()?.map(|header| header.time)
+    }
+
+    /// The header of a record; `None` if it is not retained. Reads up to a mebibyte.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn header_of(&self, lsn: Lsn) -> Result<Option<Header>, ReadError> {
+        let Some((segment, mut scan)) = self.scan_to(lsn)? else { return Ok(None) };
+        step(&mut scan, segment.slot, Depth::Headers).map(|(header, _)| Some(header))
     }
 
     /// Bytes of records behind a retained LSN.

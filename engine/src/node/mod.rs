@@ -353,8 +353,10 @@ impl Node {
         Refusal::Io
     }
 
-    /// The reign that an LSN belongs to by this node's history; 0 for LSN 0.
-    pub(crate) fn epoch_of(&self, lsn: Lsn) -> Epoch {
+    /// The reign that an LSN belongs to by this node's history; 0 for LSN 0. It changes if a promotion at an earlier
+    /// LSN sets that part of the log aside: then the LSN names another state than before.
+    #[must_use]
+    pub fn epoch_of(&self, lsn: Lsn) -> Epoch {
         let reign = self.state.history.iter().rev().find(|reign| reign.branch.lsn < lsn);
         reign.map_or(Epoch(0), |reign| reign.epoch)
     }
