@@ -31,16 +31,23 @@ impl Record {
 pub enum Line {
     /// Of its history.
     Main,
-    /// Of its branches.
-    Branch,
+    /// Of a branch that ends in this epoch.
+    Branch(Epoch),
 }
 
 /// Where a log goes on behind a record: the record itself, or the other end of the gap behind it.
 #[must_use]
 pub fn leap(state: &State, line: Line, lsn: Lsn, checksum: Checksum) -> (Lsn, Checksum) {
     let mut at = (lsn, checksum);
-    let of_line = |gap: &&Gap| gap.is_of(&state.history) == (line == Line::Main);
-    let find = |at| state.gaps.iter().filter(of_line).find(|gap| (gap.after.lsn, gap.after.checksum) == at);
+    let of_line = |gap: &&Gap| match line {
+        Line::Main => gap.is_of(&state.history),
+        Line::Branch(epoch) => !gap.is_of(&state.history) && gap.to.epoch <= epoch,
+    };
+    // Branches that left the line at one record may go on differently there.
+    let find = |at| {
+        let here = state.gaps.iter().filter(of_line).filter(|gap| (gap.after.lsn, gap.after.checksum) == at);
+        here.max_by_key(|gap| gap.to.epoch)
+    };
     while let Some(gap) = find(at) {
         at = (gap.to.lsn, gap.to.checksum);
     }

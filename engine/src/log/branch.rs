@@ -51,8 +51,10 @@ impl BranchReader {
     pub fn run(&self, mut visit: impl FnMut(&Header)) -> Result<Lsn, ReadError> {
         let mut here = (self.branch.after.lsn, self.branch.after.checksum);
         while here.0 < self.branch.last {
-            let gap = self.gaps.iter().find(|gap| (gap.after.lsn, gap.after.checksum) == here);
-            if let Some(gap) = gap.filter(|gap| gap.to.epoch <= self.branch.epoch) {
+            // Branches that left the line at one record may go on differently there.
+            let fits =
+                |gap: &&Gap| (gap.after.lsn, gap.after.checksum) == here && gap.to.epoch <= self.branch.epoch;
+            if let Some(gap) = self.gaps.iter().filter(fits).max_by_key(|gap| gap.to.epoch) {
                 here = (gap.to.lsn, gap.to.checksum);
                 continue;
             }

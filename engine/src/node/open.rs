@@ -769,15 +769,18 @@ pub(crate) fn open_base(
             if presence == Presence::Expected {
                 return Err(Error::BackingMissing { volume: spec.name.clone(), path });
             }
-            let file = storage.open(&path, OpenMode::Create).map_err(io(&path))?;
-            storage.sync_dir(&dir).map_err(io(&dir))?;
-            file
+            storage.open(&path, OpenMode::Create).map_err(io(&path))?
         }
         opened => opened.map_err(io(&path))?,
     };
     if file.len().map_err(io(&path))? < spec.size {
         file.set_len(spec.size).map_err(io(&path))?;
         file.sync().map_err(io(&path))?;
+    }
+    if presence == Presence::Any {
+        // Also if it was there: whoever made it may have died, or failed, before its name was durable, and from here on
+        // the image is expected.
+        storage.sync_dir(&dir).map_err(io(&dir))?;
     }
     Ok(file)
 }

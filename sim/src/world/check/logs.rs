@@ -139,7 +139,7 @@ impl World {
                     continue;
                 }
                 furthest = furthest.max(lsn);
-                let leap = autopsy::leap(state, autopsy::Line::Branch, lsn, checksum);
+                let leap = autopsy::leap(state, autopsy::Line::Branch(branch.epoch), lsn, checksum);
                 ends.extend((leap.0 > lsn).then_some(leap));
                 let headers = found.get(&lsn.next()).into_iter().flatten();
                 let next = headers.filter(|h| h.previous == checksum).map(|h| (h.lsn, h.checksum));
