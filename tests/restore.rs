@@ -1,5 +1,5 @@
-//! `landfall restore disk` with real processes: a point as a raw file, equal to what the guest had written then, sparse,
-//! never over something else unasked, and gone on with after it was cut off.
+//! `landfall restore disk` with real processes: a point as a raw file or on a device, equal to what the guest had written
+//! then, sparse, never over something else unasked, and gone on with after it was cut off.
 
 mod support;
 
@@ -78,4 +78,50 @@ fn a_point_becomes_a_file_and_a_restore_that_was_cut_off_goes_on() {
 
     pair.west.ask(["restore", "disk", "db/data", "--at", "latest", "--overwrite", "--to", to]);
     assert!(std::fs::read(&file).expect("it is there") == image, "the newest point took its place");
+}
+
+/// A loop device over a file, detached when dropped.
+struct Device(String);
+
+impl Device {
+    fn over(path: &std::path::Path) -> Device {
+        let path = path.to_str().expect("plain");
+        Device(tool::run("losetup", ["--find", "--show", path]).trim().to_owned())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = tool::command("losetup").args(["-d", &self.0]).output();
+    }
+}
+
+#[test]
+fn a_device_gets_zeros_for_holes_and_nothing_behind_the_volume() {
+    if !tool::has(&["root", "/dev/loop-control", "losetup"]) {
+        return;
+    }
+    const SIZE: usize = 8 << 20;
+    let (mut pair, scratch) = started(&[Volume::new("data", SIZE as u64)]);
+    let address = Address::Unix(pair.east.nbd_socket());
+    let mut client = Client::connect(&address, &format!("{GROUP}/data"), PATIENCE).expect("it is served");
+    client.write(1 << 20, &[7; BLOCK]).and_then(|()| client.flush()).expect("it is durable");
+    pair.wait_caught_up();
+
+    let (small, large) = (scratch.join("small"), scratch.join("large"));
+    std::fs::write(&small, vec![0xff; SIZE / 2]).expect("it can be written");
+    std::fs::write(&large, vec![0xff; SIZE * 2]).expect("it can be written");
+    let (small, device) = (Device::over(&small), Device::over(&large));
+    let plain = pair.west.try_ask(["restore", "disk", "db/data", "--at", "latest", "--to", &device.0]);
+    assert_eq!(plain.status.code(), Some(3), "not unasked: {}", tool::said(&plain));
+    for (to, flag) in [(&small.0, "--overwrite"), (&device.0, "--resume")] {
+        let refused = pair.west.try_ask(["restore", "disk", "db/data", "--at", "latest", "--to", to, flag]);
+        assert_eq!(refused.status.code(), Some(3), "{to} {flag}: {}", tool::said(&refused));
+    }
+    pair.west.ask(["restore", "disk", "db/data", "--at", "latest", "--to", &device.0, "--overwrite"]);
+    let mut wanted = vec![0; SIZE];
+    wanted[1 << 20..(1 << 20) + BLOCK].fill(7);
+    wanted.resize(SIZE * 2, 0xff);
+    drop(device);
+    assert!(std::fs::read(&large).expect("it is there") == wanted, "the volume, and nothing behind it");
 }
