@@ -80,6 +80,9 @@ pub(crate) enum Command {
     Resync(Resync),
     /// Compare the replicas of a group with its primary, bit for bit, while it is in use
     Verify(Verify),
+    /// A recovery point onto something that needs no Landfall to be read
+    #[command(subcommand)]
+    Restore(Restore),
     /// Rehearse regional outages on virtual time, with your own policy and workload
     #[command(subcommand)]
     Sim(crate::sim::args::Sim),
@@ -386,6 +389,38 @@ pub(crate) struct Verify {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Restore {
+    /// Copy a volume at a point to a raw file or block device
+    Disk(RestoreDisk),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreDisk {
+    /// The volume
+    #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
+    pub(crate) volume: OfVolume,
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true, required_unless_present = "resume")]
+    pub(crate) at: Option<Point>,
+    /// The file or block device to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+    /// Replace what is there
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+    /// Go on with a restore to this file that was cut off, at the point that it began with
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// `GROUP/VOLUME`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OfVolume {
+    pub(crate) group: String,
+    pub(crate) volume: String,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Log {
     /// Segments, positions and history
     Inspect {
@@ -450,6 +485,11 @@ fn volume_groups(matches: &ArgMatches) -> Option<Vec<usize>> {
 fn name(text: &str) -> Result<String, String> {
     use crate::config::check::{NAME_RULE, valid_name};
     valid_name(text).then(|| text.to_owned()).ok_or_else(|| NAME_RULE.to_owned())
+}
+
+fn of_volume(text: &str) -> Result<OfVolume, String> {
+    let (group, volume) = text.split_once('/').ok_or("write GROUP/VOLUME, as in db/data")?;
+    Ok(OfVolume { group: name(group)?, volume: name(volume)? })
 }
 
 fn node_name(text: &str) -> Result<String, String> {

@@ -13,6 +13,7 @@
 //! | [`bisect`] | `bisect`: the first bad write |
 //! | [`daemon`] | `agent` and `replica` |
 //! | [`node`] | the engine's runtime, joined to the above |
+//! | [`restore`] | `restore`: a point to a raw file or device |
 //! | [`sim`] | `sim`: the simulator as a command |
 //! | [`demo`] | `demo`: protect, kill, fail over and check |
 //! | [`human`], [`progress`], [`units`], [`time`], [`point`] | how things are shown and read |
@@ -34,6 +35,7 @@ mod log_setup;
 mod node;
 mod point;
 mod progress;
+mod restore;
 mod scratch;
 mod signal;
 mod sim;
@@ -81,6 +83,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Loss { group } => commands::branches::loss(global, group),
         Command::Resync(arguments) => commands::resync::run(global, arguments),
         Command::Verify(arguments) => commands::verify::run(global, arguments),
+        Command::Restore(args::Restore::Disk(arguments)) => restore::disk::run(global, arguments),
         Command::Sim(command) => sim::run(command, global.form()),
         Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
         Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),
