@@ -71,7 +71,9 @@ impl Checkpoint {
                 state.applied = state.applied.max(applied);
             }
             state.durable = state.durable.max(note.durable);
-            if note.start.lsn > state.start.lsn {
+            // Files before the new start are freed behind this; until then the log in memory still goes over their gaps.
+            let start = state.start.lsn;
+            if note.start.lsn > start {
                 state.start = note.start;
             }
             state.volumes = note.volumes;
@@ -82,7 +84,6 @@ impl Checkpoint {
             if state.gaps.last() == note.last_gap.as_ref() {
                 state.coarse = note.coarse;
             }
-            let start = state.start.lsn;
             let branches = &state.branches;
             state.gaps.retain(|gap| {
                 let on = |branch: &Branch| branch.after.lsn <= gap.after.lsn && gap.after.lsn < branch.last;

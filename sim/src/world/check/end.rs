@@ -48,6 +48,7 @@ impl World {
         // A configuration that does not name it: its operator has not decided on it.
         let stranger = !of.config().replicas.contains(name);
         self.machines[machine].damaged
+            || self.is_rewritten()
             || stranger
             || no_room
             || unreadable
