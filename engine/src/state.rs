@@ -191,7 +191,7 @@ pub struct State {
     pub uncommitted: Option<Lsn>,
     /// Old primaries are taken back as replicas.
     pub takes_back: bool,
-    /// Volumes that only a branch has defined, whose disks are there all the same.
+    /// Volumes that only a branch has defined, whose disks or base images are there all the same.
     pub stale_disks: Vec<String>,
     /// The last record of a primary that handed the group over to the replica which its `fenced_by` names, until that has
     /// taken it.

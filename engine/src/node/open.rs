@@ -716,7 +716,8 @@ fn make_disk(
     make_backing(storage, &path, spec)
 }
 
-/// Empties a disk that holds only what a branch has written since it defined the volume: its records have all of it.
+/// Empties a disk or base image that holds only what a branch has written since it defined the volume: its records have
+/// all of it.
 fn clear(storage: &dyn Storage, path: &str) -> Result<(), Error> {
     match storage.open(path, OpenMode::Write) {
         Ok(file) => {
@@ -738,7 +739,12 @@ pub(super) fn open_kept(
 ) -> Result<Option<Arc<dyn File>>, Error> {
     let file = match (state.keeps(), presence) {
         (Keeps::Nothing, _) => return Ok(None),
-        (Keeps::Images, presence) => open_base(storage, &config.dir, spec, presence)?,
+        (Keeps::Images, presence) => {
+            if presence == Presence::Any && state.stale_disks.contains(&spec.name) {
+                clear(storage, &base_path(&config.dir, spec))?;
+            }
+            open_base(storage, &config.dir, spec, presence)?
+        }
         (Keeps::Disks, Presence::Expected) => open_backing(storage, config, spec)?,
         (Keeps::Disks, Presence::Any) => make_disk(storage, config, state, spec)?,
     };
@@ -754,6 +760,10 @@ pub(crate) enum Presence {
     Any,
 }
 
+fn base_path(group_dir: &str, spec: &VolumeSpec) -> String {
+    format!("{group_dir}/base/{}.img", spec.name)
+}
+
 /// The base image of a volume.
 pub(crate) fn open_base(
     storage: &dyn Storage,
@@ -762,7 +772,7 @@ pub(crate) fn open_base(
     presence: Presence,
 ) -> Result<Arc<dyn File>, Error> {
     let dir = format!("{group_dir}/base");
-    let path = format!("{dir}/{}.img", spec.name);
+    let path = base_path(group_dir, spec);
     make_dir(storage, &dir).map_err(io(&dir))?;
     let file = match storage.open(&path, OpenMode::Write) {
         Err(error) if error.kind() == ErrorKind::NotFound => {

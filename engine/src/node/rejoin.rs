@@ -130,7 +130,7 @@ impl Node {
             }
             state.hydration = None;
             state.volumes.retain(|spec| defined.contains(&spec.id));
-            if keeps != Keeps::Images {
+            if keeps != Keeps::Images || !is_exact {
                 state.stale_disks.extend(dropped);
             }
             state.acknowledged = Vec::new();
