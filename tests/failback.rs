@@ -208,3 +208,42 @@ fn a_planned_failover_and_back() {
     assert!(tool::said(&refused).contains("--to latest"), "{}", tool::said(&refused));
     pair.west.stop();
 }
+
+/// A guest that does not stop for it: what it was told is on west, and no error came before everything had moved.
+#[test]
+fn a_planned_failover_under_load_loses_nothing() {
+    let scratch = Scratch::new();
+    let mut pair = Pair::init_symmetric(scratch.path(), &[Volume::new("data", VOLUME_BYTES)]);
+    pair.west.start();
+    pair.east.start();
+    pair.wait_connected();
+    let address = Address::Unix(pair.east.nbd_socket());
+    let mut client = Client::connect(&address, &format!("{GROUP}/data"), PATIENCE).expect("it is served");
+    let writer = std::thread::spawn(move || {
+        let (mut image, mut random) = (vec![0; VOLUME_BYTES as usize], Random::new(31));
+        let mut count = 0_u64;
+        loop {
+            let block = random.below(BLOCKS) as usize * BLOCK..;
+            let range = block.start..block.start + BLOCK;
+            let before = image[range.clone()].to_vec();
+            random.fill(&mut image[range.clone()]);
+            let written = client.write(range.start as u64, &image[range.clone()]);
+            if written.and_then(|()| client.flush()).is_err() {
+                // The one that was not answered: on west if it was logged before the decision.
+                return (image, range, before, count);
+            }
+            count += 1;
+        }
+    });
+    wait_until("the guest is at work", PATIENCE, || number(&pair.east.group()["positions"]["durable"]) > 200);
+    let promotion = pair.west.ask(["failover", GROUP, "--planned", "--yes"]);
+    let (mut image, range, before, count) = writer.join().expect("the guest ends when east serves no more");
+    assert!(count > 50, "{count} writes were answered");
+    let found = served(&pair.west);
+    if found[range.clone()] == before {
+        image[range].copy_from_slice(&before);
+    }
+    assert!(found == image, "west has each of the {count} writes that were answered: {promotion}");
+    let east = pair.east.ask(["branches", "list", GROUP]);
+    assert_eq!(east, serde_json::json!([]), "nothing was left out");
+}

@@ -11,6 +11,7 @@ use crate::control::api::{
 };
 use crate::point::Point;
 use crate::time;
+use crate::units::Bytes;
 use engine::event;
 use engine::node::check;
 use engine::node::report::Report;
@@ -88,6 +89,14 @@ fn group(group: &Arc<Group>) -> Shown {
             ),
             None => "the first copy of the disks is under way: there is no recovery point yet".to_owned(),
         });
+    }
+    let branches = group.engine.peek(engine::node::Node::branch_bytes);
+    if branches * 4 > report.log_limit_bytes {
+        alarms.push(format!(
+            "branches take {} of the log; `landfall branches list {}` tells which, `branches drop` gives one up",
+            Bytes(branches),
+            report.name
+        ));
     }
     if report.draining {
         alarms.push("writes wait: the group is being handed over to a replica".to_owned());
