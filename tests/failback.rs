@@ -247,3 +247,61 @@ fn a_planned_failover_under_load_loses_nothing() {
     let east = pair.east.ask(["branches", "list", GROUP]);
     assert_eq!(east, serde_json::json!([]), "nothing was left out");
 }
+
+/// W29, R10: a primary whose directory is put back to an older state (a snapshot of its VM, a copy) is found out by its
+/// replica, also once its log has grown past that again; the replica keeps what it has, and can be failed over to.
+#[test]
+fn w29_r10_a_primary_that_is_put_back_to_an_older_state() {
+    let scratch = Scratch::new();
+    let mut pair = Pair::init_symmetric(scratch.path(), &[Volume::new("data", VOLUME_BYTES)]);
+    pair.west.start();
+    pair.east.start();
+    pair.wait_connected();
+    let mut guest = Guest { image: vec![0; VOLUME_BYTES as usize], random: Random::new(41) };
+    guest.write(&pair.east, 0..BLOCKS, 50);
+    pair.wait_caught_up();
+    pair.east.stop();
+    let older = scratch.path().join("older");
+    copy_tree(&pair.east.group_dir(), &older);
+    let old_image = guest.image.clone();
+    pair.east.start();
+    pair.wait_connected();
+    guest.write(&pair.east, 0..BLOCKS, 50);
+    let lsn = pair.wait_caught_up();
+    pair.east.stop();
+    std::fs::remove_dir_all(pair.east.group_dir()).expect("the newer state");
+    copy_tree(&older, &pair.east.group_dir());
+
+    // It ends below what west holds, and says so; then it grows past that, with other records.
+    pair.east.start();
+    let alarms = |pair: &Pair| pair.east.group()["replicas"][0]["alarms"].to_string();
+    wait_until("east says that its disk has lost what was durable", PATIENCE, || {
+        alarms(&pair).contains("this disk has lost what was durable")
+    });
+    let mut other = Guest { image: old_image, random: Random::new(42) };
+    other.write(&pair.east, 0..BLOCKS, 120);
+    wait_until("east says that the two are different", PATIENCE, || {
+        alarms(&pair).contains("different record")
+    });
+    assert_eq!(pair.west.position("durable"), lsn, "nothing was taken from it");
+    assert!(newest(&pair.west) == guest.image, "west's newest point is the last of the true history");
+
+    // R10: the replica takes over, in an epoch that the old one can never use.
+    pair.west.ask(["failover", GROUP, "--to", "latest", "--yes"]);
+    wait_until("east is fenced", PATIENCE, || pair.east.group()["state"]["name"] == "fenced");
+    assert!(served(&pair.west) == guest.image, "west serves the true history");
+}
+
+/// Copies a folder as it is.
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a file");
+        }
+    }
+}

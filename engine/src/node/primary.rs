@@ -436,8 +436,16 @@ impl Node {
 
     /// A replica refused this primary.
     pub fn rebuffed(&mut self, now: Now, replica: &str, rebuff: &Rebuff) {
+        let here = self.log.durable().lsn;
         if let Some(follower) = self.followers.get_mut(replica) {
-            follower.alarm = Some(rebuff.to_string());
+            follower.alarm = Some(match rebuff {
+                // This node's directory was put back to an older state.
+                Rebuff::Diverged { at } if at.lsn > here => {
+                    AttachError::Ahead { replica: at.lsn, here }.to_string()
+                }
+                Rebuff::Diverged { at } => AttachError::Diverged(at.lsn).to_string(),
+                other => other.to_string(),
+            });
             follower.connected = false;
         }
         if let Rebuff::Superseded { history } = rebuff {
