@@ -122,6 +122,7 @@ fn r07_a_stream_ends_with_the_news_of_a_newer_epoch() {
     newer.history.push(Reign { epoch: Epoch(2), branch, node: NodeId([9; 16]) });
     // It says that it has lost what this replica holds.
     newer.durable.lsn = Lsn(2);
+    newer.node = NodeId([9; 16]);
     let now = replica.now();
     replica.node.accept(now, &newer, TakesBack::No).expect_err("it has less than it had shipped");
     primary.write(A, 0, &[2; 512]).expect("there is room");
