@@ -278,7 +278,7 @@ pub(crate) struct Bisect {
     /// The most that the writes of a check may take on disk
     #[arg(long, value_name = "SIZE", default_value = SCRATCH, value_parser = units::parse_bytes)]
     pub(crate) scratch: Bytes,
-    /// The check: a program that finds the volumes in LANDFALL_NBD_<VOLUME>; 0 is good, 125 cannot be judged, 1 to 127 bad
+    /// The check: a program that finds the volumes in LANDFALL_NBD_VOLUME (its name in capitals); 0 is good, 125 cannot be judged, 1 to 127 bad
     #[arg(last = true, value_name = "CHECK", required = true)]
     pub(crate) script: Vec<OsString>,
 }
@@ -292,7 +292,7 @@ pub(crate) struct Checks {
     /// How long the script may take, and the fsck of each volume
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = units::parse_duration)]
     pub(crate) timeout: Duration,
-    /// Your own check: a program that finds the volumes in LANDFALL_NBD_<VOLUME>, and ends with 0 if all is well
+    /// Your own check: a program that finds the volumes in LANDFALL_NBD_VOLUME (its name in capitals), and ends with 0 if all is well
     #[arg(last = true, value_name = "CHECK")]
     pub(crate) script: Vec<OsString>,
 }

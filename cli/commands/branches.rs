@@ -46,9 +46,13 @@ pub(crate) fn loss(global: &Global, group: &str) -> Result<(), Failure> {
 }
 
 fn about(branch: &Branch) -> String {
-    let from = time::format(branch.first.time.0);
-    let mut out =
-        format!("LSN {} to {}, {} from {from} on", branch.first.lsn, branch.last.lsn, stretch(branch.size));
+    let mut out = format!(
+        "LSN {} to {}, {}, from {} on",
+        branch.first.lsn,
+        branch.last.lsn,
+        stretch(branch.size),
+        time::format(branch.first.time.0)
+    );
     if !branch.whole {
         out.push_str(", not all of which can be read");
     }
@@ -164,7 +168,7 @@ mod tests {
         };
         let text = loss_text(&loss);
         assert!(text.starts_with(
-            "group db: lost with branch 1-46: LSN 47 to 58, 10 writes, 40 KiB, 1.5s from 2025-07-01T12:34:56.789Z on\n"
+            "group db: lost with branch 1-46: LSN 47 to 58, 10 writes, 40 KiB, 1.50s, from 2025-07-01T12:34:56.789Z on\n"
         ), "{text}");
         assert!(text.contains("0+4096 8192+4096"), "{text}");
         assert!(text.contains("and 5 more"), "{text}");

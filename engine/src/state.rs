@@ -230,10 +230,12 @@ impl State {
         }
     }
 
-    /// Whether this node wrote the main line's reign of that epoch; a rival may have begun another one of the same.
+    /// Whether the main line's reign of that epoch was written here: a rival may have begun another one of the same, and
+    /// what a node wrote before it lost its disk was not written on this one.
     #[must_use]
     pub fn wrote(&self, epoch: Epoch) -> bool {
-        self.history.iter().any(|reign| reign.epoch == epoch && reign.node == self.node)
+        let is_own = |reign: &Reign| reign.epoch == epoch && reign.node == self.node;
+        self.own.contains(&epoch) && self.history.iter().any(is_own)
     }
 
     /// The newest epoch that this node knows of.

@@ -15,7 +15,7 @@
 //!   the old primary serves nothing any more, whatever happens, and goes on calling until the replica has answered
 //!   as the primary. There is no moment in which both serve (guarantee 6).
 //! - If the replica is lost in between, the old primary's operator ends it by making another replica the primary, or
-//!   by having this node go on ([`Node::resume`]) in a reign that is newer than the one that was offered.
+//!   by having this node go on ([`Node::promote`]) in a reign that is newer than the one that was offered.
 //! - As the two logs end at the same record, taking the old primary back needs no sync span.
 
 use super::Node;

@@ -6,7 +6,7 @@
 //! like.
 //!
 //! - Holes are told of as well, in long stretches: what should be zeros may have rotted like anything else.
-//! - No more records are ahead of the replicas than they can look at soon ([`Ask::Checked`](crate::peer::Ask::Checked)).
+//! - No more records are ahead of the replicas than they can look at soon ([`Ask::Checked`]).
 //! - Reads are paced: by a rate, by the room in the log, and by the guests: at most half of the time while there are any.
 //! - A part that a replica wants again is owed to it, on record, before a sync span begins in mid-session which brings
 //!   it; when that has ended, the part is checked anew.
