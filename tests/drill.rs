@@ -312,7 +312,7 @@ fn r15_a_drill_in_one_command_says_what_it_found() {
         std::fs::remove_file(&ready).expect("the check has made it");
     }
 
-    assert!(mounts(&pair.west).is_empty(), "the drills are over");
+    wait_until("the drills are over", PATIENCE, || mounts(&pair.west).is_empty());
     assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());
     let changes = changed(&before, &files_at_rest(&pair.west));
     assert_eq!(changes, Vec::<PathBuf>::new(), "log, base images and points are what they were");
@@ -648,7 +648,8 @@ fn bisect_finds_the_write_among_thousands() {
     }
     let output = bisect(&bad_at, &good_at, "1", &check);
     assert_eq!(output.status.code(), Some(2), "{}", tool::said(&output));
-    assert!(mounts(&pair.west).is_empty());
+    // The daemon hears of a command's end when its connection is closed.
+    wait_until("the mounts are gone", PATIENCE, || mounts(&pair.west).is_empty());
     let changes = changed(&at_rest, &files_at_rest(&pair.west));
     assert_eq!(changes, Vec::<PathBuf>::new(), "log, base images and points are what they were");
     assert_eq!(left_behind(&pair.west), Vec::<PathBuf>::new());

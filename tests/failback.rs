@@ -209,6 +209,16 @@ fn a_planned_failover_and_back() {
     pair.west.stop();
 }
 
+/// An old primary that nobody would dial must not be left without a replica.
+#[test]
+fn a_planned_failover_to_a_node_without_replicas_is_refused() {
+    let (pair, _scratch) = support::node::started(&[Volume::new("data", VOLUME_BYTES)]);
+    let refused = pair.west.try_ask(["failover", GROUP, "--planned", "--yes"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", tool::said(&refused));
+    assert!(tool::said(&refused).contains("`replicas`"), "{}", tool::said(&refused));
+    assert_eq!(pair.east.group()["state"]["name"], "serving", "nothing was changed");
+}
+
 /// A guest that does not stop for it: what it was told is on west, and no error came before everything had moved.
 #[test]
 fn a_planned_failover_under_load_loses_nothing() {

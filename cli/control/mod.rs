@@ -48,7 +48,7 @@ pub(crate) trait Operator: Send + Sync {
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault>;
 
     /// Has the primary hand the group over to this replica, and returns once this is the primary. `refused` where this
-    /// is no whole replica whose primary is connected; `failed` if the primary goes on serving.
+    /// is no whole replica whose primary is connected, or could not have the old primary as its replica; `failed` if the primary goes on serving.
     fn handover(&self, group: &str) -> Result<Promotion, Fault>;
 
     /// Stands by the failover that made this node the primary. Done before, or never failed over: nothing changes.

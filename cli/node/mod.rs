@@ -330,6 +330,19 @@ impl daemon::Node for Node {
     }
 }
 
+/// Where an old primary would be left without anybody to follow.
+fn no_replicas(group: &str) -> Fault {
+    let mut fault = Fault::new(
+        FaultCode::Refused,
+        format_args!("group {group}: this node has no replicas configured; nothing was changed"),
+    );
+    fault.next = Some(format!(
+        "add the old primary to `replicas` of group {group} in the configuration, with its `address` under [[peer]], and \
+         start the node again"
+    ));
+    fault
+}
+
 fn not_now(group: &str, error: &CommitError) -> Fault {
     let code = match error {
         CommitError::Failed(_) => FaultCode::Failed,
@@ -366,6 +379,9 @@ impl Operator for Node {
     fn handover(&self, name: &str) -> Result<Promotion, Fault> {
         let begun = Instant::now();
         let group = self.group(name)?;
+        if group.config.replicas.is_empty() {
+            return Err(no_replicas(name));
+        }
         let connected = group.upstream.newest().is_some_and(|(_, link)| link.state == LinkState::Connected);
         let refused = |why: &dyn std::fmt::Display| {
             let mut fault =
@@ -425,15 +441,7 @@ impl Operator for Node {
         let replicas: Vec<String> =
             opened.config.replicas.iter().map(|replica| replica.name.clone()).collect();
         if replicas.is_empty() {
-            let mut fault = Fault::new(
-                FaultCode::Refused,
-                format_args!("group {group}: this node has no replicas configured; nothing was changed"),
-            );
-            fault.next = Some(format!(
-                "add the old primary to `replicas` of group {group} in the configuration, with its `address` under \
-                 [[peer]], and start the node again"
-            ));
-            return Err(fault);
+            return Err(no_replicas(group));
         }
         opened.engine.with(|node, now| node.take_back(now)).map_err(|error| not_now(group, &error))?;
         Ok(Reprotected { replicas })

@@ -309,11 +309,23 @@ impl Node {
     /// Checks the log on disk; the daemon must not run. `at` tells where in the test.
     #[track_caller]
     pub fn verify_log(&self, at: &str) {
+        assert_eq!(self.outcome_of_log(at), "clean", "{at}: {}", self.name);
+    }
+
+    /// The same for a daemon that was killed: the signal may have cut off the write that was under way.
+    #[track_caller]
+    pub fn verify_killed_log(&self, at: &str) {
+        let outcome = self.outcome_of_log(at);
+        assert!(outcome == "clean" || outcome == "torn", "{at}: {}: {outcome}", self.name);
+    }
+
+    #[track_caller]
+    fn outcome_of_log(&self, at: &str) -> String {
         let dir = self.group_dir();
         let output = tool::output(landfall().args(["log", "verify", "--json"]).arg(&dir));
         assert!(output.status.success(), "{at}: {}\n{}", self.name, tool::said(&output));
         let answer: Value = serde_json::from_slice(&output.stdout).expect("an answer in JSON");
-        assert_eq!(answer["outcome"]["name"], "clean", "{at}: {}: {answer}", self.name);
+        answer["outcome"]["name"].as_str().expect("a name").to_owned()
     }
 
     fn log_file(&self) -> PathBuf {
