@@ -472,9 +472,8 @@ pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
     let after = |lsn| group.engine.peek(|node| node.log().bytes_after(lsn)).unwrap_or(0);
     let bytes = after(lsn).saturating_sub(after(newest));
     let left_out: u64 = group.engine.peek(|node| {
-        let (gaps, history) = (&node.state().gaps, node.history());
-        let between = |gap: &&state::Gap| gap.is_of(history) && gap.after.lsn >= lsn && gap.to.lsn <= newest;
-        gaps.iter().filter(between).map(|gap| gap.to.lsn.0 - gap.after.lsn.0).sum()
+        let between = |gap: &&state::Gap| gap.after.lsn >= lsn && gap.to.lsn <= newest;
+        node.state().gaps.iter().filter(between).map(|gap| gap.to.lsn.0 - gap.after.lsn.0).sum()
     });
     let now = time::now();
     let mut warnings = Vec::new();

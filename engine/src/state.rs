@@ -91,9 +91,9 @@ pub struct Coarse {
 }
 
 impl Gap {
-    /// Whether it is part of the line that a history tells of, and not of a branch.
-    #[must_use]
-    pub fn is_of(&self, history: &[Reign]) -> bool {
+    /// Whether it is part of the line that a history tells of, and not of a branch: so it was told before version 4, which
+    /// keeps them apart.
+    fn is_of(&self, history: &[Reign]) -> bool {
         let reign = history.iter().rev().find(|reign| reign.branch.lsn < self.to.lsn);
         reign.is_some_and(|reign| reign.epoch == self.to.epoch)
     }
@@ -175,7 +175,7 @@ pub struct State {
     pub branches: Vec<Branch>,
     /// The highest acknowledgement of each replica, by its name.
     pub acknowledged: Vec<(String, Lsn)>,
-    /// What the log leaves out, also on branches.
+    /// What the main line leaves out.
     pub gaps: Vec<Gap>,
     /// Which LSNs are no points.
     pub coarse: Vec<Coarse>,
@@ -196,10 +196,12 @@ pub struct State {
     /// The last record of a primary that handed the group over to the replica which its `fenced_by` names, until that has
     /// taken it.
     pub handed_over: Option<Lsn>,
+    /// What branches leave out.
+    pub branch_gaps: Vec<Gap>,
 }
 
-/// The fields that versions 2 and 3 have added at the end. All of them are zero bytes as long as they are not used.
-const ADDED_FIELDS: [usize; 2] = [4, 6];
+/// The fields that versions 2, 3 and 4 have added at the end. All of them are zero bytes as long as they are not used.
+const ADDED_FIELDS: [usize; 3] = [4, 6, 1];
 
 impl State {
     /// Where the state is kept that the log goes on from.
@@ -224,10 +226,17 @@ impl State {
             || !self.stale_disks.is_empty()
             || self.handed_over.is_some();
         match (returns, spans) {
+            _ if !self.branch_gaps.is_empty() => 4,
             (true, _) => 3,
             (false, true) => 2,
             (false, false) => 1,
         }
+    }
+
+    /// What a cut of the main line at `lsn` leaves of its gaps: those behind it are the branch's from now on, and stay so
+    /// even if the line comes to have the same epoch again.
+    pub fn cut_gaps(&mut self, lsn: Lsn) {
+        self.branch_gaps.extend(self.gaps.extract_if(.., |gap| gap.after.lsn >= lsn));
     }
 
     /// Whether the main line's reign of that epoch was written here: a rival may have begun another one of the same, and
@@ -257,7 +266,7 @@ const PLACE_BYTES: usize = 64 << 10;
 const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 const BODY: bincode::config::Configuration<
     bincode::config::LittleEndian,
@@ -474,5 +483,11 @@ fn decode(place: &[u8]) -> Result<Option<(State, u64)>, u8> {
     let unused: usize = ADDED_FIELDS[usize::from(place[8]) - 1..].iter().sum();
     body.resize(len + unused, 0);
     let decoded = bincode::decode_from_slice::<State, _>(&body, BODY);
-    Ok(decoded.ok().filter(|&(_, used)| used == body.len()).map(|(state, _)| (state, sequence)))
+    Ok(decoded.ok().filter(|&(_, used)| used == body.len()).map(|(mut state, _)| {
+        let State { gaps, branch_gaps, history, .. } = &mut state;
+        if place[8] < 4 {
+            branch_gaps.extend(gaps.extract_if(.., |gap| !gap.is_of(history)));
+        }
+        (state, sequence)
+    }))
 }

@@ -39,13 +39,14 @@ pub enum Line {
 #[must_use]
 pub fn leap(state: &State, line: Line, lsn: Lsn, checksum: Checksum) -> (Lsn, Checksum) {
     let mut at = (lsn, checksum);
-    let of_line = |gap: &&Gap| match line {
-        Line::Main => gap.is_of(&state.history),
-        Line::Branch(epoch) => !gap.is_of(&state.history) && gap.to.epoch <= epoch,
+    let (gaps, epoch) = match line {
+        Line::Main => (&state.gaps, state.epoch()),
+        Line::Branch(epoch) => (&state.branch_gaps, epoch),
     };
+    let of_line = |gap: &&Gap| gap.to.epoch <= epoch;
     // Branches that left the line at one record may go on differently there.
     let find = |at| {
-        let here = state.gaps.iter().filter(of_line).filter(|gap| (gap.after.lsn, gap.after.checksum) == at);
+        let here = gaps.iter().filter(of_line).filter(|gap| (gap.after.lsn, gap.after.checksum) == at);
         here.max_by_key(|gap| gap.to.epoch)
     };
     while let Some(gap) = find(at) {

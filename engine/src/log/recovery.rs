@@ -43,7 +43,7 @@ pub struct Known<'a> {
     pub history: &'a [Reign],
     /// What promotions left behind: no file that holds a record of these is used again.
     pub branches: &'a [Branch],
-    /// What the log leaves out.
+    /// What the main line leaves out.
     pub gaps: &'a [Gap],
     /// The reigns among them that this node wrote itself.
     pub own: &'a dyn Fn(Epoch) -> bool,
@@ -282,11 +282,6 @@ impl Opening<'_> {
         move |error| OpenError::Io { path, error }
     }
 
-    /// What the main line leaves out.
-    fn gaps(&self) -> impl Iterator<Item = &Gap> {
-        self.known.gaps.iter().filter(|gap| gap.is_of(self.known.history))
-    }
-
     /// The last LSN of the main line in a reign.
     fn limit_of(&self, epoch: Epoch) -> Lsn {
         let next = self.known.history.iter().find(|reign| reign.epoch > epoch);
@@ -299,7 +294,7 @@ impl Opening<'_> {
         loop {
             loop {
                 let here = self.tip.position();
-                let gap = self.gaps().find(|gap| gap.after == here).copied();
+                let gap = self.known.gaps.iter().find(|gap| gap.after == here).copied();
                 let Some(gap) = gap else { break };
                 // On record before the first record behind it was written; whatever else may follow here is older.
                 self.tip = gap.to;
@@ -367,7 +362,7 @@ impl Opening<'_> {
         visit: &mut Visit<'_>,
     ) -> Result<Stop, OpenError> {
         // What stands behind the beginning of a gap was torn off before it was left out.
-        let gaps = self.gaps().map(|gap| gap.after.lsn).filter(|&after| after >= self.tip.lsn);
+        let gaps = self.known.gaps.iter().map(|gap| gap.after.lsn).filter(|&after| after >= self.tip.lsn);
         let limit = gaps.fold(self.limit_of(segment.header.epoch), Lsn::min);
         let start = SEGMENT_HEADER_BYTES as u64;
         let mut scan =

@@ -49,7 +49,7 @@ impl Node {
     /// A branch, for reading its headers.
     #[must_use]
     pub fn read_branch(&self, branch: &Branch) -> BranchReader {
-        self.log.branch(branch, &self.state.gaps)
+        self.log.branch(branch, &self.state.branch_gaps)
     }
 
     /// Gives up a branch for good.

@@ -85,9 +85,10 @@ impl Checkpoint {
                 state.coarse = note.coarse;
             }
             let branches = &state.branches;
-            state.gaps.retain(|gap| {
+            state.gaps.retain(|gap| gap.after.lsn >= start);
+            state.branch_gaps.retain(|gap| {
                 let on = |branch: &Branch| branch.after.lsn <= gap.after.lsn && gap.after.lsn < branch.last;
-                gap.after.lsn >= start || branches.iter().any(on)
+                branches.iter().any(on)
             });
             if let Some(lacks) = &lacks {
                 state.lacks_file = lacks.number;

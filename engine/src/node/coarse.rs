@@ -118,7 +118,7 @@ impl Node {
         self.sync_now(now).map_err(|_| Rebuff::Failed)?;
         let at = self.log.durable().position();
         let fits = jump.from == at && jump.to.lsn > at.lsn && jump.to.epoch == self.epoch_of(jump.to.lsn);
-        if !fits || self.state.gaps.len() >= MAX_GAPS {
+        if !fits || self.state.gaps.len() + self.state.branch_gaps.len() >= MAX_GAPS {
             return Err(Rebuff::Diverged { at });
         }
         let gap = Gap { after: at, to: jump.to };

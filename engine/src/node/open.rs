@@ -325,7 +325,6 @@ pub(super) fn load(
             durable: state
                 .gaps
                 .iter()
-                .filter(|gap| gap.is_of(&state.history))
                 .map(|gap| gap.after.lsn)
                 .fold(state.durable.max(state.horizon), Lsn::max),
             headers_through,
@@ -562,6 +561,7 @@ fn unborn_state(node: crate::types::NodeId) -> State {
         branches: Vec::new(),
         acknowledged: Vec::new(),
         gaps: Vec::new(),
+        branch_gaps: Vec::new(),
         coarse: Vec::new(),
         lost: Vec::new(),
         lacks_file: 0,

@@ -381,8 +381,7 @@ impl Node {
             Err(error) => return Err(AttachError::Unreadable(error.to_string())),
             // What a gap of this log leaves out cannot be sent.
             Ok(Some((tip, ..))) if tip.position() == theirs => {
-                let history = &self.state.history;
-                self.state.gaps.iter().all(|gap| gap.after.lsn < theirs.lsn || !gap.is_of(history))
+                self.state.gaps.iter().all(|gap| gap.after.lsn < theirs.lsn)
             }
             Ok(Some(_)) => return Err(AttachError::Diverged(theirs.lsn)),
             Ok(None) => false,

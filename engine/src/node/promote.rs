@@ -180,6 +180,7 @@ impl Node {
             state.own.push(epoch);
             state.branches.extend(branch);
             Node::cut_coarse(at, &mut state.coarse);
+            state.cut_gaps(at);
             state.durable = at;
             state.incarnation = incarnation;
             state.hydration = Some(hydration);

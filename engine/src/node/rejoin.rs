@@ -121,6 +121,7 @@ impl Node {
         let decided = self.update_state(now, |state| {
             state.role = Role::Replica;
             state.history = history;
+            state.cut_gaps(cut);
             state.fenced_by = Vec::new();
             state.branches.extend(branch.filter(|_| !planted!(DropBranch)));
             state.incarnation = Incarnation(state.incarnation.0 + 1);
@@ -207,7 +208,7 @@ impl Node {
     pub(super) fn changed_since(&self, lsn: Lsn) -> Result<Extents, Rebuff> {
         let durable = self.log.durable();
         let mut changed = Extents::default();
-        let is_gap = |gap: &crate::state::Gap| gap.after.lsn >= lsn && gap.is_of(&self.state.history);
+        let is_gap = |gap: &crate::state::Gap| gap.after.lsn >= lsn;
         if self.state.gaps.iter().any(is_gap) {
             return Err(Rebuff::TooFarBehind { durable: durable.position() });
         }

@@ -145,6 +145,7 @@ impl Node {
         self.update_state(now, |state| {
             state.history = history;
             Node::cut_coarse(cut, &mut state.coarse);
+            state.cut_gaps(cut);
             if let Some(branch) = branch {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);

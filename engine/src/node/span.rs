@@ -320,8 +320,7 @@ impl Node {
 
     /// Where the log begins, or goes on behind its last gap: the records behind it tell all that was changed.
     fn known_from(&self) -> Lsn {
-        let of_line = self.state.gaps.iter().filter(|gap| gap.is_of(&self.state.history));
-        of_line.map(|gap| gap.to.lsn).fold(self.log.start().lsn, Lsn::max)
+        self.state.gaps.iter().map(|gap| gap.to.lsn).fold(self.log.start().lsn, Lsn::max)
     }
 
     /// A record cannot be read back: a damaged disk. What the replicas behind it lack is known by the records'

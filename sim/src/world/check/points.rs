@@ -88,7 +88,10 @@ impl World {
         look: Look,
     ) -> Result {
         let m = &self.machines[machine];
-        let gaps = m.live.as_ref().map_or(0, |live| live.node.state().gaps.len());
+        let gaps = m.live.as_ref().map_or(0, |live| {
+            let state = live.node.state();
+            state.gaps.len() + state.branch_gaps.len()
+        });
         let known = m.looked[spot as usize].filter(|mark| mark.own == own && mark.gaps == gaps);
         let places = match (look, known) {
             (Look::Changed, Some(mark)) => self.changed(&self.timelines[&own], mark.at, at),
