@@ -7,7 +7,7 @@
 //!   one elsewhere that this node is taken back into a little later;
 //! - a daemon that was killed leaves nothing: its scratch files have no names, and the next start removes its sockets.
 
-use super::changes::{self, Budget};
+use super::changes::{self, Scratch};
 use super::groups::Group;
 use super::show;
 use super::volumes::{Point, PointVolumes};
@@ -16,6 +16,7 @@ use crate::control::api::{
     Volume,
 };
 use crate::time;
+use engine::changes::Budget;
 use engine::types::Timestamp;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -100,17 +101,18 @@ impl Mounts {
         let point = Arc::new(point);
         table.last += 1;
         let id = MountId(table.last);
-        let budget = match request.access {
+        let scratch = match request.access {
             Access::ReadOnly => None,
-            Access::Writable { scratch_bytes } => Some(Arc::new(Budget::new(&self.scratch, scratch_bytes))),
+            Access::Writable { scratch_bytes } => Some(Scratch::new(&self.scratch, scratch_bytes)),
         };
-        let volumes = match &budget {
+        let volumes = match &scratch {
             None => PointVolumes::read_only(point.clone()),
-            Some(budget) => PointVolumes::writable(point.clone(), id.0, budget).map_err(|error| {
+            Some(scratch) => PointVolumes::writable(point.clone(), id.0, scratch).map_err(|error| {
                 let dir = self.scratch.display();
                 Fault::new(FaultCode::Failed, format_args!("scratch files cannot be made in {dir}: {error}"))
             })?,
         };
+        let budget = scratch.map(|scratch| scratch.budget);
         let server = Server::new(Arc::new(volumes), Config::default());
         let endpoint = self.bind(&server, id, request.endpoint.as_ref())?;
         let report = group.report();

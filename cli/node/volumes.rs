@@ -1,8 +1,9 @@
 //! Volumes and recovery points as NBD exports, named `group/volume`.
 
-use super::changes::{Budget, Changes};
+use super::changes::Scratch;
 use super::groups::Group;
 use crate::config::Config;
+use engine::changes::Changes;
 use engine::guest::{Completion, Op, Refusal, Reply, Request};
 use engine::os::clock;
 use engine::read::{Plan, Wait};
@@ -167,14 +168,15 @@ impl PointVolumes {
     pub(super) fn writable(
         point: Arc<Point>,
         mount: u64,
-        budget: &Arc<Budget>,
+        scratch: &Scratch,
     ) -> std::io::Result<PointVolumes> {
         let fresh = PointVolumes::read_only(point.clone());
-        let kept = fresh.volumes().into_iter().map(|(_, id, size)| {
-            let changes = Changes::new(budget, &format!("{mount}-{}", id.0), size)?;
+        let kept = fresh.volumes().into_iter().map(|(_, id, _)| {
+            let file = scratch.file(&format!("{mount}-{}", id.0))?;
+            let changes = point.group.engine.peek(|node| node.changes(id, file, &scratch.budget))?;
             Ok((id, Arc::new(changes)))
         });
-        Ok(PointVolumes { point, writes: Writes::Kept(kept.collect::<std::io::Result<_>>()?) })
+        Ok(PointVolumes { point: point.clone(), writes: Writes::Kept(kept.collect::<std::io::Result<_>>()?) })
     }
 
     fn volumes(&self) -> Vec<(String, VolumeId, u64)> {

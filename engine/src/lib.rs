@@ -13,6 +13,7 @@
 //! | [`state`] | what a node must know before it can read its log |
 //! | [`index`] | the version index: where in the log each extent stands, at any LSN |
 //! | [`overlay`] | writes that are in the log but not on the backing |
+//! | [`changes`] | what guests write to a recovery point |
 //! | [`read`] | planned reads, carried out without a lock |
 //! | [`digest`] | what an extent holds, in 16 bytes |
 //! | [`peer`] | what two nodes tell each other |
@@ -38,6 +39,7 @@ macro_rules! planted {
 }
 
 pub mod catalog;
+pub mod changes;
 pub mod digest;
 pub mod event;
 pub mod extents;

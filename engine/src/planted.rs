@@ -28,6 +28,10 @@ pub enum Mistake {
     DropLastOfBatch,
     /// After a cut the numbers go on where they had been.
     RenumberAfterCut,
+    /// A point that is in use is retired.
+    PrunePinned,
+    /// What is written to a point goes to the base image.
+    DrillReachesBase,
     /// A point shows what is newest.
     MovingPoint,
     /// A point inside a sync span is offered.
@@ -52,7 +56,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 20] = [
+    pub const ALL: [Mistake; 22] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -63,6 +67,8 @@ impl Mistake {
         Mistake::ForgetDirectorySync,
         Mistake::DropLastOfBatch,
         Mistake::RenumberAfterCut,
+        Mistake::PrunePinned,
+        Mistake::DrillReachesBase,
         Mistake::MovingPoint,
         Mistake::PointInsideSpan,
         Mistake::ForgetTracked,

@@ -155,6 +155,8 @@ pub enum Event {
     Wipe { node: usize },
     /// A point is opened, and closed after a while.
     Pin { node: usize, at_ppm: u32, span: Span },
+    /// A copy of a point is written to, so many times, and given up after a while.
+    Drill { node: usize, at_ppm: u32, span: Span, writes: u32 },
     /// An attacker writes [`SCRAMBLE`] over all volumes of whoever serves.
     Scramble,
 }
@@ -188,12 +190,13 @@ impl Event {
             Event::Handover { .. } => "planned failover",
             Event::Wipe { .. } => "lost disk",
             Event::Pin { .. } => "pinned point",
+            Event::Drill { .. } => "drill",
             Event::Scramble => "scramble",
         }
     }
 
     /// All names, so that a soak can say what it never did.
-    pub const NAMES: [&'static str; 24] = [
+    pub const NAMES: [&'static str; 25] = [
         "power cut",
         "power cut at a call",
         "kill",
@@ -218,6 +221,7 @@ impl Event {
         "planned failover",
         "lost disk",
         "pinned point",
+        "drill",
     ];
 }
 
@@ -290,6 +294,12 @@ impl fmt::Display for Event {
             Event::Promote { at: Point::Ago(span), .. } => {
                 write!(f, "at the newest point older than {:.3} s", seconds(*span))
             }
+            Event::Drill { at_ppm, span, writes, .. } => write!(
+                f,
+                "at {:.2} % of the window, for {:.3} s, with {writes} writes",
+                percent(*at_ppm),
+                seconds(*span)
+            ),
             Event::Pin { at_ppm, span, .. } => {
                 write!(f, "at {:.2} % of the window, for {:.3} s", percent(*at_ppm), seconds(*span))
             }
@@ -403,7 +413,12 @@ impl Options {
             stack: Stack::Messages,
             faulty,
             healing: Span::from_secs(300),
-            events: with_rounds(events, &mut root.child("verify"), nodes, faulty),
+            events: with_drills(
+                with_rounds(events, &mut root.child("verify"), nodes, faulty),
+                &mut root.child("drills"),
+                nodes,
+                faulty,
+            ),
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
             stop_after: None,
@@ -573,6 +588,22 @@ fn with_rounds(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Sp
     }
     let at = Time(faulty.0) + Span::from_ms(300);
     events.push(Planned { at, event: Event::Verify { on_mismatch: OnMismatch::Repair } });
+    events.sort_by_key(|planned| planned.at);
+    events
+}
+
+/// Adds drills to a quarter of the runs.
+fn with_drills(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
+    if !rng.chance(PPM / 4) {
+        return events;
+    }
+    for _ in 0..1 + rng.below(3) {
+        let (at, node) = (Time(rng.below(faulty.0)), rng.below(nodes as u64) as usize);
+        let at_ppm = if rng.chance(PPM / 2) { PPM } else { rng.below(u64::from(PPM)) as u32 };
+        let span = Span(1 + rng.below(faulty.0 / 2));
+        let event = Event::Drill { node, at_ppm, span, writes: 1 + rng.below(60) as u32 };
+        events.push(Planned { at, event });
+    }
     events.sort_by_key(|planned| planned.at);
     events
 }

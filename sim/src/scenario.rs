@@ -28,6 +28,8 @@ use toml::Spanned;
 
 /// The most nodes of a scenario.
 pub const MAX_NODES: usize = 8;
+/// Writes of a drill.
+const DRILL_WRITES: u32 = 500;
 /// The most events of a script.
 pub const MAX_EVENTS: usize = 10_000;
 /// The longest virtual time, in seconds.
@@ -308,6 +310,7 @@ enum Do {
     Reprotect,
     PlannedFailover,
     Pin,
+    Drill,
     Attack,
 }
 
@@ -691,6 +694,7 @@ impl Reader<'_> {
             }
             Do::Reprotect => Box::new(|node| Event::Reprotect { node }),
             Do::PlannedFailover => Box::new(|node| Event::Handover { node }),
+            Do::Drill => Box::new(move |node| Event::Drill { node, at_ppm: PPM, span, writes: DRILL_WRITES }),
             Do::Pin => Box::new(move |node| Event::Pin { node, at_ppm: PPM / 2, span }),
         };
         let happen: Vec<Event> = self.nodes(table)?.into_iter().map(of_node).collect();

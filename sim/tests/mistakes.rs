@@ -55,6 +55,8 @@ caught! {
     w22_a_name_that_is_not_durable: ForgetDirectorySync within 0..100, by ["invariant"];
     r02_a_record_dropped_from_a_batch: DropLastOfBatch within 0..20, by ["prefix"];
     r10_numbers_that_go_on_after_a_cut: RenumberAfterCut within 0..100, by ["invariant", "crashed", "converge"];
+    r16_a_pinned_point_that_is_retired: PrunePinned within 0..200, by ["points_stable"];
+    r15_a_drill_that_writes_to_the_base: DrillReachesBase within 0..100, by ["points", "drills"];
     r16_a_point_that_moves: MovingPoint within 0..20, by ["points"];
     r06_a_point_inside_a_span: PointInsideSpan within 0..20, by ["points"];
     w20_a_change_that_is_not_tracked: ForgetTracked within 0..600, by ["points"];

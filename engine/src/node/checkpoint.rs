@@ -198,5 +198,6 @@ impl Node {
         if let Err(error) = self.log.free_before(self.state.start) {
             tracing::warn!(group = %self.config.name, %error, at = %now.wall, "a log file could not be freed");
         }
+        self.define_late(now);
     }
 }

@@ -9,7 +9,7 @@
 //! Writes that the backing may lack are loaded from the log into the overlay; reads are right at once, and the
 //! backing follows by the same path as ever, once they are durable.
 
-use super::config::{Config, Start};
+use super::config::{Config, NewVolume, Start};
 use super::span::Lack;
 use super::{Follower, Node, Volume, coarse, work::Work};
 use crate::event::{
@@ -171,7 +171,12 @@ impl Node {
                 }
                 begun => begun?,
             }
-            node.define_new_volumes(now)?;
+            match node.define_new_volumes(now) {
+                Err(Error::Append(error)) if error.is_no_space() => {
+                    tracing::warn!(group = %node.config.name, %error, "new volumes are made once there is room");
+                }
+                defined => defined?,
+            }
         }
         Ok((node, report))
     }
@@ -248,6 +253,18 @@ impl Node {
                 self.log_refused(now, &error);
                 Err(error)
             }
+        }
+    }
+
+    /// Makes the volumes for which there was no room in the log when this node was opened.
+    pub(super) fn define_late(&mut self, now: Now) {
+        let Start::Primary { volumes, .. } = &self.config.start else { return };
+        let is_known = |new: &NewVolume| self.volumes.values().any(|known| known.spec.name == new.name);
+        if self.state.role != Role::Primary || volumes.iter().all(is_known) {
+            return;
+        }
+        if let Err(error) = self.define_new_volumes(now) {
+            tracing::warn!(group = %self.config.name, %error, "new volumes cannot be made yet");
         }
     }
 

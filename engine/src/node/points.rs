@@ -3,9 +3,12 @@
 //! A point that is in use is pinned: retention does not move past it, so what it shows does not change.
 
 use super::Node;
+use crate::changes::{Budget, Changes};
+use crate::io::File;
 use crate::log::ship::ReadError;
 use crate::read::Plan;
 use crate::types::{Extent, Lsn, Timestamp, VolumeId};
+use std::sync::Arc;
 
 /// Why there is no such point.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +135,25 @@ impl Node {
         let at = if planted!(MovingPoint) { self.log.durable().lsn } else { at };
         let volume = self.volumes.get(&id)?;
         extent.fits(volume.spec.size).then(|| self.plan_at(id, at, extent)).flatten()
+    }
+
+    /// What guests write to a volume at an open point is kept in `file`, which is empty: nothing of it reaches the node.
+    ///
+    /// # Errors
+    /// If there is no such volume; else of the file.
+    pub fn changes(
+        &self,
+        id: VolumeId,
+        file: Arc<dyn File>,
+        budget: &Arc<Budget>,
+    ) -> std::io::Result<Changes> {
+        let volume = self.volumes.get(&id).ok_or(std::io::ErrorKind::NotFound)?;
+        if planted!(DrillReachesBase)
+            && let Some(base) = &volume.base
+        {
+            return Changes::new(base.clone(), budget, volume.spec.size);
+        }
+        Changes::new(file, budget, volume.spec.size)
     }
 
     /// The newest point that is not younger than `time`, by the records' own times. If the primary's clock went

@@ -1,10 +1,11 @@
 //! The scenarios that come with Landfall.
 
 /// Their names.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "asymmetric-partition",
     "clock-skew",
     "double-failure",
+    "drill-under-load",
     "failover-during-resync",
     "flapping-link",
     "long-outage",
@@ -26,6 +27,7 @@ pub fn shipped(name: &str) -> Option<&'static str> {
         "asymmetric-partition" => include_str!("../../scenarios/asymmetric-partition.toml"),
         "clock-skew" => include_str!("../../scenarios/clock-skew.toml"),
         "double-failure" => include_str!("../../scenarios/double-failure.toml"),
+        "drill-under-load" => include_str!("../../scenarios/drill-under-load.toml"),
         "failover-during-resync" => include_str!("../../scenarios/failover-during-resync.toml"),
         "flapping-link" => include_str!("../../scenarios/flapping-link.toml"),
         "long-outage" => include_str!("../../scenarios/long-outage.toml"),

@@ -135,6 +135,9 @@ impl World {
             Event::Handover { node } => self.ask_for_group(*node)?,
             Event::Wipe { node } => self.wipe(*node),
             Event::Pin { node, at_ppm, span } => self.pin(*node, *at_ppm, *span)?,
+            Event::Drill { node, at_ppm, span, writes } => {
+                self.start_drill(*node, *at_ppm, *span, *writes)?;
+            }
             Event::Scramble => self.scramble()?,
         }
         Ok(())
@@ -159,6 +162,7 @@ impl World {
             | Event::Reprotect { node }
             | Event::Handover { node }
             | Event::Wipe { node }
+            | Event::Drill { node, .. }
             | Event::Pin { node, .. } => *node,
             Event::Cut { from, .. } => *from,
             Event::Reset
@@ -247,6 +251,7 @@ impl World {
             m.disk.set_latency(self.options.nodes[machine].latency);
             if let Some(live) = &mut m.live {
                 live.promote = None;
+                live.drill = None;
                 let pins: Vec<_> = live.pins.drain(..).collect();
                 for pin in pins {
                     live.node.unpin(pin.at);

@@ -88,6 +88,7 @@ impl World {
                     restarting: false,
                     sync_failed: false,
                     pins: Vec::new(),
+                    drill: None,
                 };
                 m.live = Some(live);
                 if self.check_power(machine)? {

@@ -1,6 +1,7 @@
 //! A machine: a disk, a clock, and at most one life of the program.
 
 use super::check::Mark;
+use super::drill::Drill;
 use super::link::{Dial, Incoming};
 use crate::clock::{NodeClock, Span, Time};
 use crate::disk::{Disk, Process};
@@ -57,6 +58,8 @@ pub(super) struct Live {
     /// The sync of the log that is out met an error of the disk.
     pub(super) sync_failed: bool,
     pub(super) pins: Vec<Pin>,
+    /// Somebody writes to a copy of a point.
+    pub(super) drill: Option<Drill>,
 }
 
 /// A machine.

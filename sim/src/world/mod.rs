@@ -18,6 +18,7 @@
 //! | `check` | what should be true |
 
 mod check;
+mod drill;
 mod fault;
 mod guest;
 mod jobs;
@@ -60,6 +61,7 @@ enum Ev {
     Start { machine: usize },
     Planned(usize),
     Heal(fault::Heal),
+    Drill { machine: usize, life: u64 },
     Unpin { machine: usize, life: u64, at: engine::types::Lsn },
     Retry { machine: usize, life: u64 },
     Probe,
@@ -250,6 +252,7 @@ impl World {
                 self.strike(&event)
             }
             Ev::Heal(heal) => self.heal_one(&heal),
+            Ev::Drill { machine, life } => self.drill_on(machine, life),
             Ev::Unpin { machine, life, at } => self.unpin(machine, life, at),
             Ev::Retry { machine, life } => {
                 if self.machines[machine].life == life {

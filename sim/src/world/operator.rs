@@ -23,7 +23,7 @@ pub(super) fn hash_of(image: &Image) -> u64 {
 
 impl World {
     /// The LSN at a share of a node's window.
-    fn choose(&self, machine: usize, point: Point) -> Option<Lsn> {
+    pub(super) fn choose(&self, machine: usize, point: Point) -> Option<Lsn> {
         let m = &self.machines[machine];
         let node = &m.live.as_ref()?.node;
         let window = node.window()?;
