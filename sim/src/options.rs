@@ -157,6 +157,8 @@ pub enum Event {
     Pin { node: usize, at_ppm: u32, span: Span },
     /// A copy of a point is written to, so many times, and given up after a while.
     Drill { node: usize, at_ppm: u32, span: Span, writes: u32 },
+    /// People err at a node, and at the next start of its program: nothing may come of it.
+    Mistakes { node: usize },
     /// An attacker writes [`SCRAMBLE`] over all volumes of whoever serves.
     Scramble,
 }
@@ -191,12 +193,13 @@ impl Event {
             Event::Wipe { .. } => "lost disk",
             Event::Pin { .. } => "pinned point",
             Event::Drill { .. } => "drill",
+            Event::Mistakes { .. } => "mistakes",
             Event::Scramble => "scramble",
         }
     }
 
     /// All names, so that a soak can say what it never did.
-    pub const NAMES: [&'static str; 25] = [
+    pub const NAMES: [&'static str; 26] = [
         "power cut",
         "power cut at a call",
         "kill",
@@ -222,6 +225,7 @@ impl Event {
         "lost disk",
         "pinned point",
         "drill",
+        "mistakes",
     ];
 }
 
@@ -269,6 +273,7 @@ impl fmt::Display for Event {
             | Event::Reprotect { .. }
             | Event::Handover { .. }
             | Event::Wipe { .. }
+            | Event::Mistakes { .. }
             | Event::Scramble => Ok(()),
             Event::Abandon { late } => write!(f, "old frames arrive for {:.3} s", seconds(*late)),
             Event::Loss { ppm, span } => {
@@ -413,12 +418,11 @@ impl Options {
             stack: Stack::Messages,
             faulty,
             healing: Span::from_secs(300),
-            events: with_drills(
-                with_rounds(events, &mut root.child("verify"), nodes, faulty),
-                &mut root.child("drills"),
-                nodes,
-                faulty,
-            ),
+            events: {
+                let events = with_rounds(events, &mut root.child("verify"), nodes, faulty);
+                let events = with_drills(events, &mut root.child("drills"), nodes, faulty);
+                with_mistakes(events, &mut root.child("mistakes"), nodes, faulty)
+            },
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
             stop_after: None,
@@ -603,6 +607,19 @@ fn with_drills(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Sp
         let span = Span(1 + rng.below(faulty.0 / 2));
         let event = Event::Drill { node, at_ppm, span, writes: 1 + rng.below(60) as u32 };
         events.push(Planned { at, event });
+    }
+    events.sort_by_key(|planned| planned.at);
+    events
+}
+
+/// Adds mistakes of people to a fifth of the runs.
+fn with_mistakes(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
+    if !rng.chance(PPM / 5) {
+        return events;
+    }
+    for _ in 0..1 + rng.below(4) {
+        let (at, node) = (Time(rng.below(faulty.0)), rng.below(nodes as u64) as usize);
+        events.push(Planned { at, event: Event::Mistakes { node } });
     }
     events.sort_by_key(|planned| planned.at);
     events

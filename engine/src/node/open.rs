@@ -164,6 +164,7 @@ impl Node {
         };
         let (mut node, report) = load(storage, config, file.map(Arc::new), state, Arc::from(lock))?;
         if node.state.role == Role::Primary {
+            node.check_volumes()?;
             match node.begin(now) {
                 // It can be read, and written again once there is room.
                 Err(error) if error.is_no_space() => {
@@ -268,19 +269,32 @@ impl Node {
         }
     }
 
+    /// Whether the volumes of the configuration can be served: nothing is written before that is known.
+    fn check_volumes(&self) -> Result<(), Error> {
+        let Start::Primary { volumes, .. } = &self.config.start else { return Ok(()) };
+        for (index, volume) in volumes.iter().enumerate() {
+            let known = self.volumes.values().find(|known| known.spec.name == volume.name);
+            let Some(known) = known else {
+                let spec = VolumeSpec { id: VolumeId(0), name: volume.name.clone(), size: volume.size };
+                check_spec(&spec, self.volumes.len().max(index))?;
+                continue;
+            };
+            if known.spec.size != volume.size {
+                let reason = format!(
+                    "its size is {} bytes, the configuration says {}; the size of a volume cannot be changed \
+                     here",
+                    known.spec.size, volume.size
+                );
+                return Err(Error::BadVolume { volume: volume.name.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
     fn define_new_volumes(&mut self, now: Now) -> Result<(), Error> {
         let Start::Primary { volumes, .. } = self.config.start.clone() else { return Ok(()) };
         for volume in volumes {
-            let known = self.volumes.values().find(|known| known.spec.name == volume.name);
-            if let Some(known) = known {
-                if known.spec.size != volume.size {
-                    let reason = format!(
-                        "its size is {} bytes, the configuration says {}; the size of a volume cannot be \
-                         changed here",
-                        known.spec.size, volume.size
-                    );
-                    return Err(Error::BadVolume { volume: volume.name, reason });
-                }
+            if self.volumes.values().any(|known| known.spec.name == volume.name) {
                 continue;
             }
             let next = self.volumes.keys().next_back().map_or(1, |id| id.0 + 1);

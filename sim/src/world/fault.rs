@@ -138,6 +138,7 @@ impl World {
             Event::Drill { node, at_ppm, span, writes } => {
                 self.start_drill(*node, *at_ppm, *span, *writes)?;
             }
+            Event::Mistakes { node } => self.err(*node)?,
             Event::Scramble => self.scramble()?,
         }
         Ok(())
@@ -163,6 +164,7 @@ impl World {
             | Event::Handover { node }
             | Event::Wipe { node }
             | Event::Drill { node, .. }
+            | Event::Mistakes { node }
             | Event::Pin { node, .. } => *node,
             Event::Cut { from, .. } => *from,
             Event::Reset

@@ -68,7 +68,11 @@ impl World {
         let replicas: Vec<usize> = (0..self.machines.len())
             .filter(|other| config.replicas.contains(&self.machines[*other].name))
             .collect();
+        self.err_at_start(machine, &config)?;
         let m = &mut self.machines[machine];
+        if !m.disk.is_on() {
+            return Ok(());
+        }
         let process = m.disk.start();
         m.life += 1;
         let opened = Node::open(m.clock.now(at), Arc::new(process.clone()), config);

@@ -100,6 +100,8 @@ pub(super) struct Machine {
     pub(super) base_rots: u32,
     /// Its log has rotted, or was lied about.
     pub(super) log_damaged: bool,
+    /// Whoever starts its program next makes mistakes first.
+    pub(super) errs_at_start: bool,
     /// It lost its disk.
     pub(super) wiped: bool,
 }

@@ -24,6 +24,7 @@ mod guest;
 mod jobs;
 mod link;
 mod machine;
+mod mistakes;
 mod operator;
 
 use crate::clock::{NodeClock, Queue, Span, Time};
@@ -138,6 +139,7 @@ impl World {
                     takes_back: false,
                     base_rots: 0,
                     log_damaged: false,
+                    errs_at_start: false,
                     wiped: false,
                 }
             })
