@@ -261,7 +261,11 @@ fn volumes(
                     return Err(Complaint::about(given, what));
                 }
             }
-            Ok(Volume { name: volume.name.get_ref().clone(), size: bytes, backing })
+            let in_place = volume.in_place.as_ref().is_some_and(|given| *given.get_ref());
+            if let (true, None, Some(given)) = (in_place, &backing, &volume.in_place) {
+                return Err(Complaint::about(given, "data is protected in place on a `backing`; name it"));
+            }
+            Ok(Volume { name: volume.name.get_ref().clone(), size: bytes, backing, in_place })
         })
         .collect()
 }

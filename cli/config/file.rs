@@ -150,6 +150,7 @@ pub(crate) struct Volume {
     pub(crate) name: Spanned<String>,
     pub(crate) size: Option<Spanned<Size>>,
     pub(crate) backing: Option<Spanned<PathBuf>>,
+    pub(crate) in_place: Option<Spanned<bool>>,
 }
 
 /// `"10GiB"`

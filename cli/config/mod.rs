@@ -229,6 +229,8 @@ pub(crate) struct Volume {
     pub(crate) size: Option<Bytes>,
     /// The raw file or block device behind it; absent: a file in the data directory.
     pub(crate) backing: Option<PathBuf>,
+    /// When it joins the group, what its backing holds is kept; otherwise that has to be empty.
+    pub(crate) in_place: bool,
 }
 
 impl Config {

@@ -197,7 +197,9 @@ accept = [{accept}]
                 Some(backing) => push(out, format_args!("backing = {}\n", quoted_path(backing))),
                 None => out.push_str(
                     "# A raw file or block device of your own. Without it: a sparse file in the data directory.\n\
-                     # backing = \"/dev/vg0/data\"\n",
+                     # backing = \"/dev/vg0/data\"\n\
+                     # Keep what it holds: it is copied to the replicas. Without this it has to be empty.\n\
+                     # in_place = true\n",
                 ),
             }
         }

@@ -7,7 +7,7 @@ use crate::time;
 use engine::io::Storage;
 use engine::log::ship::{ReadError, Stretch};
 use engine::node::config::{
-    AckPolicy, Config, Limits, NewVolume, OnFull as EngineOnFull, Retention, Start, Verification,
+    AckPolicy, Begins, Config, Limits, NewVolume, OnFull as EngineOnFull, Retention, Start, Verification,
 };
 use engine::node::primary::AttachError;
 use engine::node::report::Report;
@@ -176,13 +176,16 @@ impl Group {
                 open::Error::BackingNotEmpty { .. }
                 | open::Error::BackingTooSmall { .. }
                 | open::Error::BackingMissing { .. }
+                | open::Error::NothingThere { .. }
                 | open::Error::BadVolume { .. }
                 | open::Error::StateMissing { .. }
                 | open::Error::Locked { .. } => Failure::refused(what),
                 open::Error::BadLimits { .. } => Failure::usage(what),
-                open::Error::Io { .. } | open::Error::State(_) | open::Error::Append(_) => {
-                    Failure::failed(what)
-                }
+                open::Error::Io { .. }
+                | open::Error::State(_)
+                | open::Error::Append(_)
+                | open::Error::Busy
+                | open::Error::NotNow { .. } => Failure::failed(what),
             }
         })?;
         tracing::info!(group = config.name, records = report.records, "opened");
@@ -221,6 +224,7 @@ fn engine_config(node: NodeId, group: &config::Group) -> Result<Config, Failure>
                 .map(|volume| NewVolume {
                     name: volume.name.clone(),
                     size: volume.size.map_or(0, |size| size.0),
+                    begins: if volume.in_place { Begins::InPlace } else { Begins::Empty },
                 })
                 .collect(),
         },

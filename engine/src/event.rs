@@ -41,6 +41,7 @@ pub fn version_of(kind: Kind, flags: u16) -> u8 {
     match kind {
         Kind::SpanBegin | Kind::SpanEnd => 2,
         Kind::Scrub => 3,
+        Kind::Volume if flags & FLAG_IN_PLACE != 0 => 4,
         Kind::Write | Kind::Zero | Kind::Volume if flags & !FLAG_NO_HOLE != 0 => 2,
         _ => 1,
     }
@@ -103,6 +104,10 @@ pub const FLAG_COPY: u16 = 2;
 
 /// Flag of a [`Kind::Volume`] record: repeated for a replica that may have missed the first.
 pub const FLAG_AGAIN: u16 = 4;
+
+/// Flag of a [`Kind::Volume`] record: the volume's disk held data already, which stands in no record. A replica has to be
+/// given all of it by a sync span, and its states are not whole until then.
+pub const FLAG_IN_PLACE: u16 = 8;
 
 /// Body of [`Kind::Open`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

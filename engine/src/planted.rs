@@ -36,6 +36,8 @@ pub enum Mistake {
     MovingPoint,
     /// A point inside a sync span is offered.
     PointInsideSpan,
+    /// A volume that was protected in place is taken for an empty one.
+    SkipInPlace,
     /// What changes while a replica is lost is not noted.
     ForgetTracked,
     /// A sync span's copy goes into the log over what a guest wrote since it was read.
@@ -56,7 +58,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 22] = [
+    pub const ALL: [Mistake; 23] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -71,6 +73,7 @@ impl Mistake {
         Mistake::DrillReachesBase,
         Mistake::MovingPoint,
         Mistake::PointInsideSpan,
+        Mistake::SkipInPlace,
         Mistake::ForgetTracked,
         Mistake::CopyOverWrites,
         Mistake::FreeBeforeNoted,

@@ -49,11 +49,11 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The first reign of a group.
+    /// The first reign of a group, whose volumes hold this.
     #[must_use]
-    pub fn new(sizes: &[u64]) -> Timeline {
+    pub fn new(image: Image) -> Timeline {
         Timeline {
-            reference: Reference::empty(sizes),
+            reference: Reference::new(image),
             entries: BTreeMap::new(),
             by_op: BTreeMap::new(),
             positions: BTreeMap::new(),

@@ -11,7 +11,7 @@ use crate::trace::Keep;
 use crate::workload::{Alignment, Profile};
 use engine::event::OnMismatch;
 use engine::log;
-use engine::node::config::{AckPolicy, Limits, OnFull, Retention, Verification};
+use engine::node::config::{AckPolicy, Begins, Limits, OnFull, Retention, Verification};
 use std::fmt;
 use transport::link::session;
 
@@ -24,6 +24,8 @@ pub struct Options {
     pub nodes: Vec<NodeOptions>,
     /// What guests do; the group's volumes are in it.
     pub workload: Profile,
+    /// What the volumes hold when the group begins.
+    pub begins: Begins,
     /// The most requests of the guests of one primary.
     pub max_requests: u64,
     /// The most requests that a guest hands over at once.
@@ -408,6 +410,10 @@ impl Options {
                 bytes_s: *root.child("verify rate").pick(&[1 << 20, u64::MAX]),
             },
             session,
+            begins: match root.child("in place").chance(PPM / 4) {
+                true => Begins::InPlace,
+                false => Begins::Empty,
+            },
             max_retry: Span::from_ms(1_000),
             link: Link {
                 delay: Span::from_us(*rng.pick(&[200, 5_000, 40_000])),

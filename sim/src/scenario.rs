@@ -21,7 +21,7 @@ use crate::run::Outcome;
 use crate::trace::Keep;
 use crate::workload::{Alignment, Pattern, Profile};
 use engine::log;
-use engine::node::config::{AckPolicy, Limits, OnFull, Retention, Verification};
+use engine::node::config::{AckPolicy, Begins, Limits, OnFull, Retention, Verification};
 use serde::Deserialize;
 use std::ops::Range;
 use toml::Spanned;
@@ -260,6 +260,8 @@ struct WorkloadTable {
     volume_names: Option<Spanned<Vec<String>>>,
     pattern: PatternName,
     volumes_kib: Spanned<Vec<u64>>,
+    /// The volumes hold data before the group begins: they are protected where they are.
+    in_place: bool,
     requests_per_second: Spanned<f64>,
     max_kib: Spanned<u64>,
     depth: Spanned<usize>,
@@ -277,6 +279,7 @@ impl Default for WorkloadTable {
             volume_names: None,
             pattern: PatternName::Random,
             volumes_kib: Spanned::new(0..0, vec![1_024, 256]),
+            in_place: false,
             requests_per_second: Spanned::new(0..0, 200.0),
             max_kib: Spanned::new(0..0, 16),
             depth: Spanned::new(0..0, 32),
@@ -461,6 +464,7 @@ impl Reader<'_> {
             seed: 0,
             nodes: file.nodes.iter().map(node_options).collect(),
             workload,
+            begins: if file.workload.in_place { Begins::InPlace } else { Begins::Empty },
             max_requests: u64::MAX,
             max_batch: 1,
             limits,

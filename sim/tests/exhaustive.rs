@@ -3,7 +3,7 @@
 
 use engine::guest::{Op, Request};
 use engine::node::Node;
-use engine::node::config::{AckPolicy, Config, NewVolume, OnFull, Retention, Start};
+use engine::node::config::{AckPolicy, Begins, Config, NewVolume, OnFull, Retention, Start};
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::types::{Extent, GroupId, Mono, NodeId, Now, VolumeId};
@@ -40,7 +40,7 @@ fn config() -> Config {
         dir: "orders".to_owned(),
         start: Start::Primary {
             group: GroupId([7; 16]),
-            volumes: vec![NewVolume { name: "v".to_owned(), size: VOLUME_BYTES }],
+            volumes: vec![NewVolume { name: "v".to_owned(), size: VOLUME_BYTES, begins: Begins::Empty }],
         },
         backings: BTreeMap::new(),
         replicas: Vec::new(),

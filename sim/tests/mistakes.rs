@@ -3,7 +3,7 @@
 
 use engine::guest::{Op, Request};
 use engine::node::Node;
-use engine::node::config::{AckPolicy, Config, NewVolume, OnFull, Retention, Start, Verification};
+use engine::node::config::{AckPolicy, Begins, Config, NewVolume, OnFull, Retention, Start, Verification};
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::planted::{Mistake, plant};
@@ -59,6 +59,7 @@ caught! {
     r15_a_drill_that_writes_to_the_base: DrillReachesBase within 0..100, by ["points", "drills"];
     r16_a_point_that_moves: MovingPoint within 0..20, by ["points"];
     r06_a_point_inside_a_span: PointInsideSpan within 0..20, by ["points"];
+    r24_data_in_place_that_is_taken_for_nothing: SkipInPlace within 0..50, by ["points"];
     w20_a_change_that_is_not_tracked: ForgetTracked within 0..600, by ["points"];
     r24_a_copy_over_a_write: CopyOverWrites within 1_500..2_000, by ["points"];
     r09_what_diverged_is_not_told: ForgetDiverged within 0..400, by ["points", "invariant"];
@@ -91,7 +92,7 @@ impl Driven {
     fn open(disk: &Disk) -> Driven {
         let process = disk.start();
         let now = Now { mono: Mono(0), wall: EPOCH };
-        let volumes = vec![NewVolume { name: "v".to_owned(), size: 64 << 10 }];
+        let volumes = vec![NewVolume { name: "v".to_owned(), size: 64 << 10, begins: Begins::Empty }];
         let config = Config {
             name: "orders".to_owned(),
             node: NodeId([1; 16]),

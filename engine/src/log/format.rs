@@ -8,7 +8,7 @@
 //!
 //! What follows what (LSNs, epochs, incarnations) is judged by [`super::chain`], not here.
 
-use crate::event::{FLAG_AGAIN, FLAG_COPY, FLAG_NO_HOLE, Kind, version_of};
+use crate::event::{FLAG_AGAIN, FLAG_COPY, FLAG_IN_PLACE, FLAG_NO_HOLE, Kind, version_of};
 use crate::types::{Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, Timestamp, VolumeId};
 
 /// Length of a record's header in bytes.
@@ -23,7 +23,7 @@ pub const MAX_PAYLOAD_BYTES: usize = crate::guest::MAX_REQUEST_BYTES as usize;
 pub const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
 /// The newest version of records; one that needs nothing new carries an older number.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// The version of segment headers.
 const SEGMENT_VERSION: u8 = 1;
 
@@ -36,7 +36,7 @@ fn known_flags(kind: Kind) -> u16 {
     match kind {
         Kind::Write => FLAG_COPY,
         Kind::Zero => FLAG_NO_HOLE | FLAG_COPY,
-        Kind::Volume => FLAG_AGAIN,
+        Kind::Volume => FLAG_AGAIN | FLAG_IN_PLACE,
         _ => 0,
     }
 }

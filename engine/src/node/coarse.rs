@@ -5,7 +5,7 @@
 //! retired before there is a newer point.
 
 use super::Node;
-use crate::event::{Kind, Spanned, decode_body};
+use crate::event::{FLAG_IN_PLACE, Kind, Spanned, decode_body};
 use crate::log::format::Header;
 use crate::peer::{Jump, Needs, Rebuff};
 use crate::state::{Coarse, Gap, Role};
@@ -15,6 +15,32 @@ use crate::types::{Lsn, NodeId, Now};
 const MAX_COARSE: usize = 64;
 /// The most gaps of a retained log.
 const MAX_GAPS: usize = 256;
+
+/// Whether the states behind a record that another node has written are not whole: it defines a volume whose disk held
+/// data already, which a span will bring.
+pub(super) fn defines_in_place(header: &Header) -> bool {
+    header.kind == Kind::Volume && header.flags & FLAG_IN_PLACE != 0
+}
+
+/// Takes note of a volume that was defined by another node with data on its disk, as one of `volumes`.
+pub(super) fn await_data(coarse: &mut Vec<Coarse>, header: &Header, volumes: usize) {
+    match coarse.last_mut().filter(|last| last.to.is_none()) {
+        Some(open) => open.begun = header.lsn,
+        None => {
+            // Before its first volume a group has nothing that anybody could want.
+            let from = if volumes <= 1 { Lsn::ZERO } else { header.lsn };
+            coarse.push(Coarse { from, begun: header.lsn, to: None });
+        }
+    }
+    limit(coarse);
+}
+
+fn limit(coarse: &mut Vec<Coarse>) {
+    if coarse.len() > MAX_COARSE {
+        let first = coarse.remove(0);
+        coarse[0].from = first.from;
+    }
+}
 
 /// Takes note of a record that begins or ends a span for `node`.
 pub(super) fn follow(coarse: &mut Vec<Coarse>, node: NodeId, header: &Header, payload: &[u8]) {
@@ -31,10 +57,7 @@ pub(super) fn follow(coarse: &mut Vec<Coarse>, node: NodeId, header: &Header, pa
         (Kind::SpanEnd, Some(open)) if header.lsn > open.begun => open.to = Some(header.lsn),
         _ => {}
     }
-    if coarse.len() > MAX_COARSE {
-        let first = coarse.remove(0);
-        coarse[0].from = first.from;
-    }
+    limit(coarse);
 }
 
 impl Node {

@@ -25,6 +25,16 @@ pub enum OnFull {
     Refuse,
 }
 
+/// What a new volume holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Begins {
+    /// Nothing: its disk must be empty, or is made.
+    #[default]
+    Empty,
+    /// What its disk holds already, which is not copied here.
+    InPlace,
+}
+
 /// A volume of a group that is to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewVolume {
@@ -32,6 +42,8 @@ pub struct NewVolume {
     pub name: String,
     /// Bytes.
     pub size: u64,
+    /// See [`Begins`].
+    pub begins: Begins,
 }
 
 /// What to do if there is nothing in the group's folder yet.

@@ -16,6 +16,7 @@
 //! | [`open`] | from the files to a node |
 //! | [`primary`] | guest requests, replicas that follow |
 //! | [`replica`] | following a primary |
+//! | `protect` | volumes that join a group while it runs |
 //! | [`promote`] | changing roles |
 //! | [`rejoin`] | an old primary that is taken back |
 //! | [`handover`] | a planned failover: no write lost, and no two primaries |
@@ -43,6 +44,7 @@ pub mod open;
 pub mod points;
 pub mod primary;
 pub mod promote;
+mod protect;
 pub mod rejoin;
 pub mod replica;
 pub mod report;
@@ -90,6 +92,8 @@ pub(crate) struct Volume {
     pub(crate) spec: VolumeSpec,
     /// Where the log defines it; zero if that lies before the retained log.
     pub(crate) defined: Lsn,
+    /// Its disk held data when it was defined there, which no record has brought.
+    pub(crate) in_place: bool,
     /// The plain disk; a replica has none.
     pub(crate) backing: Option<Arc<dyn File>>,
     /// The state of the volume at the LSN up to which the group is folded; a node that never was a replica has
@@ -368,10 +372,11 @@ impl Node {
         self.volumes.iter().filter(|(_, volume)| is_part(volume)).map(|(&id, _)| id).collect()
     }
 
-    /// The names of the volumes that are not.
-    pub(crate) fn dropped_at(&self, lsn: Lsn) -> Vec<String> {
+    /// The names of the volumes that are not, and whose disks are emptied if they are defined anew: all that these hold
+    /// stands in records of a branch. What was there before the volume was stays where it is.
+    pub(crate) fn stale_at(&self, lsn: Lsn) -> Vec<String> {
         let defined = self.volumes_at(lsn);
-        let dropped = self.volumes.iter().filter(|(id, _)| !defined.contains(id));
+        let dropped = self.volumes.iter().filter(|(id, volume)| !defined.contains(id) && !volume.in_place);
         dropped.map(|(_, volume)| volume.spec.name.clone()).collect()
     }
 

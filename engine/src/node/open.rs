@@ -9,12 +9,12 @@
 //! Writes that the backing may lack are loaded from the log into the overlay; reads are right at once, and the
 //! backing follows by the same path as ever, once they are durable.
 
-use super::config::{Config, NewVolume, Start};
+use super::config::{Begins, Config, NewVolume, Start};
 use super::span::Lack;
 use super::{Follower, Node, Volume, coarse, work::Work};
 use crate::event::{
-    FLAG_AGAIN, FLAG_COPY, FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec, decode_body,
-    encode_body,
+    FLAG_AGAIN, FLAG_COPY, FLAG_IN_PLACE, FLAG_NO_HOLE, Kind, Opened, Promoted, VolumeDefined, VolumeSpec,
+    decode_body, encode_body,
 };
 use crate::extents::Extents;
 use crate::index::{Index, Source};
@@ -28,7 +28,7 @@ use crate::overlay::{Content, Overlay};
 use crate::read::is_zero;
 use crate::state::{Keeps, Lost, Role, State, StateFile};
 use crate::types::{Epoch, Extent, GroupId, Incarnation, Lsn, Now, Position, Reign, VolumeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ pub enum Error {
     /// A new volume's backing already holds data.
     #[error(
         "volume {volume}: {path} already holds data (at byte {offset}); a new volume starts empty. Give it an \
-         empty disk, and copy the data onto the volume through NBD"
+         empty disk, or protect the data where it is"
     )]
     BackingNotEmpty {
         /// The volume.
@@ -103,10 +103,27 @@ pub enum Error {
         /// The first byte that is not zero.
         offset: u64,
     },
+    /// There is nothing to protect in place.
+    #[error("volume {volume}: there is no disk {path} whose data could be protected in place")]
+    NothingThere {
+        /// The volume.
+        volume: String,
+        /// Where it should be.
+        path: String,
+    },
     /// Limits that cannot be.
     #[error("{reason}")]
     BadLimits {
         /// What is wrong.
+        reason: String,
+    },
+    /// Not now.
+    #[error("the group is busy; try again in a moment")]
+    Busy,
+    /// This node cannot take a new volume.
+    #[error("this node takes no new volume: {reason}")]
+    NotNow {
+        /// Why.
         reason: String,
     },
     /// The log does not take the first records.
@@ -277,6 +294,7 @@ impl Node {
             let Some(known) = known else {
                 let spec = VolumeSpec { id: VolumeId(0), name: volume.name.clone(), size: volume.size };
                 check_spec(&spec, self.volumes.len().max(index))?;
+                self.check_in_place(volume, &spec)?;
                 continue;
             };
             if known.spec.size != volume.size {
@@ -292,33 +310,67 @@ impl Node {
     }
 
     fn define_new_volumes(&mut self, now: Now) -> Result<(), Error> {
-        let Start::Primary { volumes, .. } = self.config.start.clone() else { return Ok(()) };
+        let Start::Primary { mut volumes, .. } = self.config.start.clone() else { return Ok(()) };
+        // Those that hold data first: before that has come over, a replica has nothing that anybody could want.
+        volumes.sort_by_key(|volume| volume.begins == Begins::Empty);
         for volume in volumes {
-            if self.volumes.values().any(|known| known.spec.name == volume.name) {
-                continue;
+            if self.volumes.values().all(|known| known.spec.name != volume.name) {
+                self.define(now, &volume)?;
             }
-            let next = self.volumes.keys().next_back().map_or(1, |id| id.0 + 1);
-            let spec = VolumeSpec { id: VolumeId(next), name: volume.name, size: volume.size };
-            check_spec(&spec, self.volumes.len())?;
-            let keeps = self.state.keeps();
-            let kept = open_kept(&*self.storage, &self.config, &self.state, &spec, Presence::Any)?;
-            let (backing, base) = match keeps {
-                Keeps::Disks => (None, kept),
-                Keeps::Images | Keeps::Nothing => {
-                    (Some(make_disk(&*self.storage, &self.config, &self.state, &spec)?), kept)
-                }
-            };
-            let body = encode_body(&VolumeDefined { name: spec.name.clone(), size: spec.size });
-            let epoch = self.state.epoch();
-            self.begin(now)?;
-            self.append_control(now, epoch, Kind::Volume, spec.id, &body)?;
-            let defined = self.log.tip().lsn;
-            let volume = Volume { spec, defined, backing, base, active: Overlay::default(), frozen: None };
-            let (id, whole) = (volume.spec.id, Extent::new(0, volume.spec.size));
-            self.volumes.insert(id, volume);
-            // Whoever is away lacks all of it.
-            self.note_change(id, whole);
         }
+        Ok(())
+    }
+
+    /// The next volume that is defined.
+    pub(super) fn next_volume(&self, volume: &NewVolume) -> VolumeSpec {
+        let next = self.volumes.keys().next_back().map_or(1, |id| id.0 + 1);
+        VolumeSpec { id: VolumeId(next), name: volume.name.clone(), size: volume.size }
+    }
+
+    /// Whether a volume can be protected where it is, if that is asked for.
+    pub(super) fn check_in_place(&self, volume: &NewVolume, spec: &VolumeSpec) -> Result<(), Error> {
+        if volume.begins == Begins::Empty {
+            return Ok(());
+        }
+        if self.state.keeps() != Keeps::Nothing {
+            let reason =
+                "data is protected in place where the group began; this node has been a replica. Make a \
+                          group of its own for it"
+                    .to_owned();
+            return Err(Error::BadVolume { volume: spec.name.clone(), reason });
+        }
+        open_in_place(&*self.storage, &self.config, spec).map(drop)
+    }
+
+    /// Defines a volume.
+    ///
+    /// If we die in here the definition is missing, or not durable, and the next start makes it anew: no guest has
+    /// written to it by then that anybody was told of, and data that is protected in place is where it was.
+    pub(super) fn define(&mut self, now: Now, volume: &NewVolume) -> Result<(), Error> {
+        let spec = self.next_volume(volume);
+        check_spec(&spec, self.volumes.len())?;
+        self.check_in_place(volume, &spec)?;
+        let in_place = volume.begins == Begins::InPlace;
+        let kept = open_kept(&*self.storage, &self.config, &self.state, &spec, Presence::Any)?;
+        let (backing, base) = match self.state.keeps() {
+            Keeps::Disks => (None, kept),
+            Keeps::Nothing if in_place => (Some(open_in_place(&*self.storage, &self.config, &spec)?), kept),
+            Keeps::Images | Keeps::Nothing => {
+                (Some(make_disk(&*self.storage, &self.config, &self.state, &spec)?), kept)
+            }
+        };
+        let body = encode_body(&VolumeDefined { name: spec.name.clone(), size: spec.size });
+        let epoch = self.state.epoch();
+        self.begin(now)?;
+        let flags = if in_place { FLAG_IN_PLACE } else { 0 };
+        self.append_flagged(now, epoch, Kind::Volume, flags, spec.id, &body)?;
+        let defined = self.log.tip().lsn;
+        let (active, frozen) = (Overlay::default(), None);
+        let volume = Volume { spec, defined, in_place, backing, base, active, frozen };
+        let (id, whole) = (volume.spec.id, Extent::new(0, volume.spec.size));
+        self.volumes.insert(id, volume);
+        // Whoever is away lacks all of it.
+        self.note_change(id, whole);
         Ok(())
     }
 }
@@ -336,6 +388,7 @@ pub(super) fn load(
     let mut specs: BTreeMap<VolumeId, VolumeSpec> =
         state.volumes.iter().map(|spec| (spec.id, spec.clone())).collect();
     let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
+    let mut in_place: BTreeSet<VolumeId> = BTreeSet::new();
     let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
     let mut coarse = state.coarse.clone();
     let (mut lacks, mut diverged) = read_lacks(&*storage, &config, &state)?;
@@ -365,6 +418,9 @@ pub(super) fn load(
             let is_again = header.flags & FLAG_AGAIN != 0 && specs.contains_key(&header.volume);
             if header.kind == Kind::Volume && !is_again {
                 defined.insert(header.volume, header.lsn);
+                if coarse::defines_in_place(header) {
+                    in_place.insert(header.volume);
+                }
             }
             if header.lsn > headers_through {
                 coarse::follow(&mut coarse, state.node, header, payload);
@@ -372,6 +428,9 @@ pub(super) fn load(
             if header.kind == Kind::Volume && header.lsn > headers_through && !is_again {
                 let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
                 specs.insert(spec.id, spec);
+                if coarse::defines_in_place(header) && !state.wrote(header.epoch) {
+                    coarse::await_data(&mut coarse, header, specs.len());
+                }
             }
             if header.kind.changes_bytes() {
                 for (lost, extents) in &mut lacks {
@@ -421,7 +480,8 @@ pub(super) fn load(
         let base = open_kept(&*storage, &config, &state, &spec, presence)?;
         let active = overlays.remove(&id).unwrap_or_default();
         let defined = defined.get(&id).copied().unwrap_or_default();
-        volumes.insert(id, Volume { spec, defined, backing, base, active, frozen: None });
+        let in_place = in_place.contains(&id);
+        volumes.insert(id, Volume { spec, defined, in_place, backing, base, active, frozen: None });
     }
     let followers = config
         .replicas
@@ -634,6 +694,10 @@ fn check_new_backings(storage: &dyn Storage, config: &Config) -> Result<(), Erro
         let spec = VolumeSpec { id: VolumeId(1), name: volume.name.clone(), size: volume.size };
         check_spec(&spec, others)?;
         let path = backing_path(config, &volume.name);
+        if volume.begins == Begins::InPlace {
+            open_in_place(storage, config, &spec)?;
+            continue;
+        }
         match storage.open(&path, OpenMode::Read) {
             Ok(file) => check_empty(&*file, &path, &spec)?,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -694,6 +758,14 @@ pub(crate) fn make_backing(
     file.sync().map_err(io(path))?;
     storage.sync_dir(dir).map_err(io(dir))?;
     Ok(file)
+}
+
+/// The disk of a volume that is protected where it is.
+fn open_in_place(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> Result<Arc<dyn File>, Error> {
+    match open_backing(storage, config, spec) {
+        Err(Error::BackingMissing { volume, path }) => Err(Error::NothingThere { volume, path }),
+        opened => opened,
+    }
 }
 
 fn open_backing(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> Result<Arc<dyn File>, Error> {

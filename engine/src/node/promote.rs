@@ -169,7 +169,7 @@ impl Node {
         let is_filled = self.state.keeps() == Keeps::Disks;
         let done = volumes.iter().map(|spec| (spec.id, if is_filled { spec.size } else { 0 }));
         let hydration = Hydration { at, done: done.collect() };
-        let dropped = self.dropped_at(at);
+        let dropped = self.stale_at(at);
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
         let decided = self.update_state(now, |state| {
             assert!(state.role.may_become(Role::Primary), "the role was checked");

@@ -116,7 +116,7 @@ impl Node {
             Keeps::Nothing => cut,
             Keeps::Images | Keeps::Disks => self.state.base.min(cut),
         };
-        let dropped = self.dropped_at(cut);
+        let dropped = self.stale_at(cut);
         let history = hello.history.clone();
         let decided = self.update_state(now, |state| {
             state.role = Role::Replica;

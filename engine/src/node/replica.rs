@@ -139,7 +139,7 @@ impl Node {
         };
         let history = hello.history.clone();
         let defined = self.volumes_at(cut);
-        let dropped = self.dropped_at(cut);
+        let dropped = self.stale_at(cut);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(cut, &mut coarse);
         self.update_state(now, |state| {
@@ -261,15 +261,20 @@ impl Node {
                     group = %self.config.name, volume = spec.name, size = spec.size,
                     "volume defined"
                 );
+                let in_place = coarse::defines_in_place(header);
                 let volume = Volume {
                     spec,
                     defined: header.lsn,
+                    in_place,
                     backing: None,
                     base,
                     active: Overlay::default(),
                     frozen: None,
                 };
                 self.volumes.insert(header.volume, volume);
+                if in_place && !planted!(SkipInPlace) {
+                    coarse::await_data(&mut self.coarse, header, self.volumes.len());
+                }
             }
             Kind::SpanBegin | Kind::SpanEnd => {
                 coarse::follow(&mut self.coarse, self.config.node, header, &record.payload);

@@ -27,10 +27,10 @@ use crate::log::ship::Headers;
 use crate::log::{self, Draft};
 use crate::overlay::{Content, Overlay, gaps};
 use crate::peer::{Jump, Needs, Welcome};
-use crate::read::{Plan, Wait};
+use crate::read::{Plan, Wait, is_zero};
 use crate::state::{Lost, Role};
 use crate::types::{Extent, Lsn, Mono, NodeId, Now, Position, VolumeId};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes of a copy: what is read at once.
 const COPY_BYTES: u64 = 256 << 10;
@@ -68,6 +68,8 @@ pub(crate) struct Lack {
     unreadable: bool,
     /// Its disks are empty, so that holes need no copy.
     fresh: bool,
+    /// So are those of these volumes.
+    empty: BTreeSet<VolumeId>,
     /// A replica that stands below this lacks more than is known.
     since: Lsn,
     /// How the span under way began, if with a jump: it may have to be told again.
@@ -174,12 +176,38 @@ fn read_copy(
         let part = Extent::new(at, piece.len());
         at = part.end();
         match piece {
-            Piece::Bytes(bytes) => contents.push((part, Content::Bytes(bytes))),
+            Piece::Bytes(bytes) => {
+                for (run, is_zero) in zero_runs(part, &bytes) {
+                    let from = (run.offset - part.offset) as usize;
+                    match is_zero {
+                        false => {
+                            contents.push((run, Content::Bytes(bytes.slice(from..from + run.len as usize))))
+                        }
+                        true if holes => contents.push((run, Content::Zero { no_hole: false })),
+                        true => {}
+                    }
+                }
+            }
             Piece::Hole(_) if holes => contents.push((part, Content::Zero { no_hole: false })),
             Piece::Hole(_) => {}
         }
     }
     Ok((extent, contents))
+}
+
+/// The bytes of a part in runs of whole blocks that hold nothing but zeros, and of others.
+fn zero_runs(part: Extent, bytes: &[u8]) -> Vec<(Extent, bool)> {
+    let mut runs: Vec<(Extent, bool)> = Vec::new();
+    let mut at = part.offset;
+    for block in bytes.chunks(BLOCK_BYTES as usize) {
+        let (len, zero) = (block.len() as u64, is_zero(block));
+        match runs.last_mut() {
+            Some((run, same)) if *same == zero => run.len += len,
+            _ => runs.push((Extent::new(at, len), zero)),
+        }
+        at += len;
+    }
+    runs
 }
 
 impl super::Follower {
@@ -193,6 +221,7 @@ impl super::Follower {
         let lack = self.lack.get_or_insert_default();
         lack.owed |= lack.joined;
         lack.fresh = false;
+        lack.empty.clear();
         // It may not have heard of the jump, and stand where it stood before.
         let jumped = lack.jump.take().is_none_or(|jump| self.acknowledged >= jump.to.lsn);
         if jumped {
@@ -215,6 +244,14 @@ impl Lack {
     pub(crate) fn owe(&mut self, volume: VolumeId, extent: Extent) {
         self.extents.insert(volume, extent);
         self.owed = true;
+    }
+
+    /// It has nothing of what a volume held when it was defined.
+    pub(crate) fn owe_in_place(&mut self, volume: VolumeId, size: u64) {
+        self.owe(volume, Extent::new(0, size));
+        if !self.tracked {
+            self.empty.insert(volume);
+        }
     }
 
     /// Whether a span is about to end, and takes nothing more.
@@ -405,6 +442,10 @@ impl Node {
     ) -> Result<Option<Jump>, JoinError> {
         let everything = self.everything();
         let theirs = welcome.durable;
+        // What stands in no record of the log that it gets.
+        let untold = |volume: &&super::Volume| is_held && volume.in_place && volume.defined > theirs.lsn;
+        let in_place: Vec<(VolumeId, u64)> =
+            self.volumes.values().filter(untold).map(|volume| (volume.spec.id, volume.spec.size)).collect();
         let is_ours = self.epoch_of(theirs.lsn) == theirs.epoch;
         let follower = self.followers.get_mut(replica).expect("it was looked up before");
         if is_held {
@@ -422,6 +463,14 @@ impl Node {
             let lack = follower.lack.get_or_insert_default();
             needs.lacks.iter().for_each(|part| lack.extents.insert(part.volume, part.extent));
             lack.owed = true;
+            self.work.lacks_changed = true;
+        }
+        if !in_place.is_empty() {
+            if self.work.is_bulk_out() {
+                return Err(JoinError::NotYet);
+            }
+            let lack = follower.lack.get_or_insert_default();
+            in_place.iter().for_each(|&(volume, size)| lack.owe_in_place(volume, size));
             self.work.lacks_changed = true;
         }
         let lack = follower.lack.as_ref();
@@ -459,7 +508,7 @@ impl Node {
             lack.pending.clear();
             lack.pending_bytes = 0;
         }
-        if grows || !covered {
+        if grows || !covered || !in_place.is_empty() {
             // On record before it hears of a span: what is on record now may be of a disk that it has lost.
             self.record_lacks(now).map_err(JoinError::Record)?;
         }
@@ -608,7 +657,6 @@ impl Node {
             let idle = lack.pending.is_empty();
             let size = found.and_then(|(id, _)| self.volumes.get(&id)).map_or(0, |volume| volume.spec.size);
             let part = found.and_then(|(id, run)| Some((id, run.intersect(Extent::new(0, size))?)));
-            let holes = !lack.fresh;
             let Some((volume, extent)) = part else {
                 match found {
                     // Of a volume that is gone, or behind its end.
@@ -621,6 +669,7 @@ impl Node {
                 }
                 continue;
             };
+            let holes = !lack.fresh && !lack.empty.contains(&volume);
             let Some(plan) = self.plan_head(volume, extent) else { continue };
             let touched = Overlay::default();
             let lack = self.lack_of(&replica);

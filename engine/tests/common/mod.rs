@@ -17,7 +17,9 @@ use engine::guest::{Completion, Op, Refusal, Reply, Request};
 use engine::io::Storage;
 use engine::log::recovery::Report;
 use engine::log::ship::Stretch;
-use engine::node::config::{AckPolicy, Config, Limits, NewVolume, OnFull, Retention, Start, Verification};
+use engine::node::config::{
+    AckPolicy, Begins, Config, Limits, NewVolume, OnFull, Retention, Start, Verification,
+};
 use engine::node::primary::Submitted;
 use engine::node::work::Lane;
 use engine::node::{Node, open};
@@ -64,7 +66,7 @@ pub fn limits() -> Limits {
 }
 
 pub fn primary_config(dir: &str) -> Config {
-    let volume = |name: &str| NewVolume { name: name.to_owned(), size: VOLUME_BYTES };
+    let volume = |name: &str| NewVolume { name: name.to_owned(), size: VOLUME_BYTES, begins: Begins::Empty };
     Config {
         name: "orders".to_owned(),
         node: NodeId([1; 16]),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use engine::guest::Op;
 use engine::io::Storage;
 use engine::log::ship::Stretch;
-use engine::node::config::{Config, NewVolume, Retention, Start};
+use engine::node::config::{Begins, Config, NewVolume, Retention, Start};
 use engine::node::open;
 use engine::node::work::Lane;
 use engine::peer::TakesBack;
@@ -26,7 +26,7 @@ type Volumes = [Vec<u8>; 2];
 pub type Halt = String;
 
 pub fn primary() -> Config {
-    let volume = |name: &str| NewVolume { name: name.to_owned(), size: VOLUME_BYTES };
+    let volume = |name: &str| NewVolume { name: name.to_owned(), size: VOLUME_BYTES, begins: Begins::Empty };
     let mut config = primary_config("g");
     config.start = Start::Primary { group: GroupId([7; 16]), volumes: vec![volume("data"), volume("wal")] };
     config.limits = limits();

@@ -37,7 +37,11 @@ impl World {
         let volumes = sizes
             .iter()
             .enumerate()
-            .map(|(index, size)| NewVolume { name: format!("v{index}"), size: *size })
+            .map(|(index, size)| NewVolume {
+                name: format!("v{index}"),
+                size: *size,
+                begins: self.options.begins,
+            })
             .collect();
         let start = match machine {
             0 if !self.machines[0].wiped => Start::Primary { group: self.group, volumes },

@@ -5,7 +5,7 @@ use super::{DIR, Result, World};
 use crate::disk::Dice;
 use engine::guest::{Op, Request};
 use engine::node::branches::DropError;
-use engine::node::config::{Config, NewVolume, Start};
+use engine::node::config::{Begins, Config, NewVolume, Start};
 use engine::node::open::{self, examine};
 use engine::node::primary::Submitted;
 use engine::node::promote::{CommitError, PromoteError};
@@ -111,7 +111,7 @@ impl World {
             ] {
                 let mut volumes = volumes.clone();
                 volumes.retain(|volume| volume.name != name);
-                volumes.insert(0, NewVolume { name, size });
+                volumes.insert(0, NewVolume { name, size, begins: Begins::Empty });
                 let start = Start::Primary { group: *group, volumes };
                 tries.push((what, Config { start, ..config.clone() }));
             }

@@ -32,11 +32,12 @@ use crate::disk::Disk;
 use crate::ledger::{Key, Timeline};
 use crate::net::{ConnId, Either, Host, Reach};
 use crate::options::Options;
-use crate::reference::Death;
+use crate::reference::{Death, Image};
 use crate::rng::Rng;
 use crate::run::{Figures, Sample, Violation};
 use crate::trace::{Event as Traced, Place, Trace, Value};
 use engine::guest::Refusal;
+use engine::node::config::Begins;
 use engine::node::work::Lane;
 use engine::types::{Epoch, GroupId, Mono, NodeId, Position};
 use guest::Guest;
@@ -181,6 +182,11 @@ impl World {
             let fields = [("hash", recording.hash), ("records", recording.records.len() as u64)];
             self.trace.record(self.time, Place::World, "recorded workload", &fields);
         }
+        if self.options.begins == Begins::InPlace {
+            for (index, volume) in self.first_image().iter().enumerate() {
+                self.machines[0].disk.plant_file(&format!("{DIR}/volumes/v{index}.img"), volume);
+            }
+        }
         for machine in 0..self.machines.len() {
             self.start(machine)?;
         }
@@ -279,6 +285,24 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// What the volumes hold when the group begins: nothing, or in every other stretch something.
+    fn first_image(&self) -> Image {
+        let sizes = self.options.workload.volumes.iter();
+        let mut rng = self.root.child("first image");
+        sizes
+            .map(|&size| {
+                let mut volume = vec![0; size as usize];
+                for stretch in volume.chunks_mut(3 * 4096) {
+                    let filled = rng.below(stretch.len() as u64 + 1) as usize;
+                    if self.options.begins == Begins::InPlace && rng.chance(500_000) {
+                        stretch[..filled].fill(1 + rng.below(255) as u8);
+                    }
+                }
+                volume
+            })
+            .collect()
     }
 
     // -- small things that all parts use

@@ -211,7 +211,7 @@ impl World {
         }
         let parent = history.len().checked_sub(2).map(|before| key(&history[before]));
         let timeline = match parent {
-            None => Timeline::new(&self.options.workload.volumes),
+            None => Timeline::new(self.first_image()),
             Some(parent) => {
                 let Some(parent) = self.timelines.get(&parent) else {
                     let detail = format!("its history is of a reign that never was: {history:?}");

@@ -73,19 +73,26 @@ impl World {
     /// The sectors that are in none of the states up to an LSN.
     fn stray_sectors(&self, timeline: &Timeline, upto: Lsn, found: &Image) -> Vec<(usize, u64)> {
         let whole = |(_, entry): (_, &crate::ledger::Entry)| entry.operation.is_aligned();
+        let first = self.first_image();
         match timeline.range(..=upto).all(whole) {
-            true => Self::stray_whole_sectors(timeline, upto, found),
-            false => self.stray_pieces(timeline, upto, found),
+            true => Self::stray_whole_sectors(timeline, upto, &first, found),
+            false => self.stray_pieces(timeline, upto, first, found),
         }
     }
 
     /// [`World::stray_sectors`] where guests write whole sectors: what a sector has ever held is what it began with,
     /// zeros, and what each operation on it left there. The newest operations explain the most, so they come first.
-    fn stray_whole_sectors(timeline: &Timeline, upto: Lsn, found: &Image) -> Vec<(usize, u64)> {
-        let mut stray: Vec<Vec<bool>> = found
-            .iter()
-            .map(|bytes| bytes.chunks(SECTOR).map(|sector| sector != &ZEROS[..sector.len()]).collect())
-            .collect();
+    fn stray_whole_sectors(
+        timeline: &Timeline,
+        upto: Lsn,
+        first: &Image,
+        found: &Image,
+    ) -> Vec<(usize, u64)> {
+        let is_stray = |(is, was): (&[u8], &[u8])| is != &ZEROS[..is.len()] && is != was;
+        let of_volume = |(is, was): (&Vec<u8>, &Vec<u8>)| {
+            is.chunks(SECTOR).zip(was.chunks(SECTOR)).map(is_stray).collect()
+        };
+        let mut stray: Vec<Vec<bool>> = found.iter().zip(first).map(of_volume).collect();
         let mut left: usize = stray.iter().flatten().filter(|stray| **stray).count();
         for (_, entry) in timeline.range(..=upto).rev() {
             if left == 0 {
@@ -111,18 +118,20 @@ impl World {
 
     /// [`World::stray_sectors`] where guests write less than sectors: two pieces of one sector may be applied by
     /// halves (and are applied again), so each byte has to be of some state.
-    fn stray_pieces(&self, timeline: &Timeline, upto: Lsn, found: &Image) -> Vec<(usize, u64)> {
+    fn stray_pieces(&self, timeline: &Timeline, upto: Lsn, first: Image, found: &Image) -> Vec<(usize, u64)> {
         let by_bytes = self.options.workload.alignment == Alignment::Bytes;
         let mut stray: BTreeMap<(usize, u64), Vec<bool>> = BTreeMap::new();
         for (volume, bytes) in found.iter().enumerate() {
             for (sector, bytes) in bytes.chunks(512).enumerate() {
-                if bytes.iter().any(|byte| *byte != 0) {
-                    let zeros = bytes.iter().map(|byte| by_bytes && *byte == 0).collect();
-                    stray.insert((volume, sector as u64), zeros);
+                let was = &first[volume][sector * SECTOR..][..bytes.len()];
+                if bytes.iter().any(|byte| *byte != 0) && bytes != was {
+                    let begun = |(byte, was): (&u8, &u8)| by_bytes && (*byte == 0 || byte == was);
+                    let begun = bytes.iter().zip(was).map(begun).collect();
+                    stray.insert((volume, sector as u64), begun);
                 }
             }
         }
-        let mut image: Image = found.iter().map(|volume| vec![0; volume.len()]).collect();
+        let mut image = first;
         for (_, entry) in timeline.range(..=upto) {
             if stray.is_empty() {
                 break;
