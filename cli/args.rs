@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Replica,
     /// The node and its groups
     Status,
+    /// Make a disk that holds data a volume of a group, where it is: its data is copied to the replicas
+    Protect(Protect),
     /// Recovery points
     #[command(subcommand)]
     Points(Points),
@@ -392,6 +394,24 @@ pub(crate) struct Verify {
 pub(crate) enum Restore {
     /// Copy a volume at a point to a raw file or block device
     Disk(RestoreDisk),
+}
+
+/// Arguments of `protect`.
+#[derive(Debug, Args)]
+pub(crate) struct Protect {
+    /// The group
+    pub(crate) group: String,
+    /// The name of the volume
+    pub(crate) volume: String,
+    /// The disk: a block device that is not mounted, or a raw file
+    #[arg(long, value_name = "DISK")]
+    pub(crate) backing: PathBuf,
+    /// Protect so much of it from its beginning [default: all]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub(crate) size: Option<Bytes>,
+    /// Do not wait until the replicas have everything
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 }
 
 #[derive(Debug, Args)]

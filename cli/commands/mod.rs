@@ -18,6 +18,7 @@ pub(crate) mod failover;
 pub(crate) mod log;
 pub(crate) mod mount;
 pub(crate) mod points;
+pub(crate) mod protect;
 pub(crate) mod reprotect;
 pub(crate) mod resync;
 pub(crate) mod status;

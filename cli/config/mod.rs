@@ -14,6 +14,7 @@
 
 pub(crate) mod check;
 pub(crate) mod diagnose;
+pub(crate) mod edit;
 pub(crate) mod file;
 pub(crate) mod template;
 

@@ -99,6 +99,8 @@ pub(crate) enum Request {
     Resync(Resync),
     /// [`super::Operator::verify`].
     Verify(Verify),
+    /// [`super::Operator::protect`].
+    Protect(OfVolume),
     /// [`super::Operator::record`].
     Record(OfRecord),
 }
@@ -119,6 +121,27 @@ pub(crate) struct OfBranch {
     pub(crate) group: String,
     /// [`Branch::id`].
     pub(crate) branch: String,
+}
+
+/// Parameters that name a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfVolume {
+    /// The group's name.
+    pub(crate) group: String,
+    /// The volume's.
+    pub(crate) volume: String,
+}
+
+/// A volume that is protected. Answer to `protect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Protected {
+    /// Its export.
+    pub(crate) export: String,
+    /// Bytes.
+    pub(crate) size_bytes: u64,
+    /// How many replicas its data is copied to.
+    pub(crate) replicas: usize,
 }
 
 /// Parameters that name a record.

@@ -2,8 +2,8 @@
 
 use super::api::{
     Branch, Committed, Failover, Fault, FaultCode, Loss, Mount, MountId, MountRequest, OfBranch, OfGroup,
-    OfMount, OfRecord, Plan, PlanRequest, Points, Promotion, Record, Reprotected, Request, Resync, Round,
-    Status, VERSION, Verify,
+    OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, Promotion, Protected, Record, Reprotected,
+    Request, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::Point;
@@ -130,6 +130,11 @@ impl Client {
     /// [`super::Operator::verify`].
     pub(crate) fn verify(&mut self, request: Verify) -> Result<Round, Failure> {
         self.call(&Request::Verify(request))
+    }
+
+    /// [`super::Operator::protect`].
+    pub(crate) fn protect(&mut self, request: OfVolume) -> Result<Protected, Failure> {
+        self.call(&Request::Protect(request))
     }
 
     /// [`super::Operator::record`].

@@ -17,8 +17,8 @@ pub(crate) use server::Server;
 
 use crate::point::Point;
 use api::{
-    Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion, Record,
-    Reprotected, Resync, Round, Status, Verify,
+    Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion,
+    Protected, Record, Reprotected, Resync, Round, Status, Verify,
 };
 use engine::types::Lsn;
 
@@ -73,6 +73,10 @@ pub(crate) trait Operator: Send + Sync {
     /// Begins a round of verification, and answers with it as it is then; with the one under way if that does the same
     /// with mismatches. `conflict` if it does not.
     fn verify(&self, request: &Verify) -> Result<Round, Fault>;
+
+    /// Takes on a volume that the configuration file names by now. One that is there already is no mistake. `refused` where
+    /// it cannot be protected, and nothing changes then.
+    fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault>;
 
     /// What one record of a group's log is. `not_found` if the log does not hold it.
     fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault>;

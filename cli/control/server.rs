@@ -226,6 +226,7 @@ impl Shared {
             Request::Loss(request) => value(operator.loss(&request.group)),
             Request::Resync(request) => value(operator.resync(&request)),
             Request::Verify(request) => value(operator.verify(&request)),
+            Request::Protect(request) => value(operator.protect(&request.group, &request.volume)),
             Request::Record(of) => value(operator.record(&of.group, of.lsn)),
         }
     }
@@ -355,6 +356,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "loss" => params(&method, given).map(Request::Loss),
         "resync" => params(&method, given).map(Request::Resync),
         "verify" => params(&method, given).map(Request::Verify),
+        "protect" => params(&method, given).map(Request::Protect),
         "record" => params(&method, given).map(Request::Record),
         _ => Err(Fault::new(FaultCode::BadRequest, format_args!("unknown method `{method}`"))),
     }

@@ -133,6 +133,10 @@ impl Operator for Fake {
         if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }
     }
 
+    fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault> {
+        Ok(Protected { export: format!("{group}/{volume}"), size_bytes: 512, replicas: 0 })
+    }
+
     fn verify(&self, request: &Verify) -> Result<Round, Fault> {
         match request.on_mismatch {
             OnMismatch::Repair => Ok(round()),

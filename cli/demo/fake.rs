@@ -368,6 +368,10 @@ impl Operator for FakeNode {
         Err(Fault::new(FaultCode::Refused, "no replica needs it"))
     }
 
+    fn protect(&self, _group: &str, _volume: &str) -> Result<Protected, Fault> {
+        Err(Fault::new(FaultCode::Refused, "there is nothing to protect"))
+    }
+
     fn verify(&self, _request: &Verify) -> Result<Round, Fault> {
         Err(Fault::new(FaultCode::Refused, "there is nothing to verify"))
     }

@@ -15,6 +15,7 @@ mod changes;
 mod groups;
 mod logs;
 mod mounts;
+mod protect;
 mod show;
 mod volumes;
 
@@ -24,7 +25,7 @@ use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
     Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mount, MountId, MountRequest,
-    OnMismatch, Plan, Points, Promotion, Record, Reprotected, Resync, Round, Status, Verify,
+    OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -43,7 +44,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -64,6 +65,7 @@ const LINK_STOP: Duration = Duration::from_secs(2);
 
 /// A running node.
 pub(crate) struct Node {
+    config_path: PathBuf,
     name: String,
     id: NodeId,
     since: Timestamp,
@@ -107,6 +109,7 @@ pub(crate) fn start(config: &Config, credentials: Credentials) -> Result<Node, F
     })?;
     let (link, listen) = start_link(config, Arc::new(credentials), &groups)?;
     Ok(Node {
+        config_path: std::path::absolute(&config.path).unwrap_or_else(|_| config.path.clone()),
         name: config.node.name.clone(),
         id,
         since: time::now(),
@@ -504,6 +507,10 @@ impl Operator for Node {
                 Ok(show::round(&round))
             }
         })
+    }
+
+    fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault> {
+        protect::protect(&self.config_path, self.group(group)?, volume)
     }
 
     fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault> {
