@@ -295,6 +295,9 @@ impl Node {
                 let spec = VolumeSpec { id: VolumeId(0), name: volume.name.clone(), size: volume.size };
                 check_spec(&spec, self.volumes.len().max(index))?;
                 self.check_in_place(volume, &spec)?;
+                if volume.begins == Begins::Empty && !self.state.stale_disks.contains(&spec.name) {
+                    check_new_backing(&*self.storage, &self.config, &spec)?;
+                }
                 continue;
             };
             if known.spec.size != volume.size {
@@ -693,18 +696,22 @@ fn check_new_backings(storage: &dyn Storage, config: &Config) -> Result<(), Erro
     for (others, volume) in volumes.iter().enumerate() {
         let spec = VolumeSpec { id: VolumeId(1), name: volume.name.clone(), size: volume.size };
         check_spec(&spec, others)?;
-        let path = backing_path(config, &volume.name);
         if volume.begins == Begins::InPlace {
             open_in_place(storage, config, &spec)?;
             continue;
         }
-        match storage.open(&path, OpenMode::Read) {
-            Ok(file) => check_empty(&*file, &path, &spec)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(io(&path)(error)),
-        }
+        check_new_backing(storage, config, &spec)?;
     }
     Ok(())
+}
+
+fn check_new_backing(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> Result<(), Error> {
+    let path = backing_path(config, &spec.name);
+    match storage.open(&path, OpenMode::Read) {
+        Ok(file) => check_empty(&*file, &path, spec),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(&path)(error)),
+    }
 }
 
 fn check_empty(file: &dyn File, path: &str, spec: &VolumeSpec) -> Result<(), Error> {
@@ -768,7 +775,11 @@ fn open_in_place(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> R
     }
 }
 
-fn open_backing(storage: &dyn Storage, config: &Config, spec: &VolumeSpec) -> Result<Arc<dyn File>, Error> {
+pub(super) fn open_backing(
+    storage: &dyn Storage,
+    config: &Config,
+    spec: &VolumeSpec,
+) -> Result<Arc<dyn File>, Error> {
     let path = backing_path(config, &spec.name);
     let file = match storage.open(&path, OpenMode::Write) {
         Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -10,7 +10,7 @@ use crate::event::{Kind, Promoted, encode_body};
 use crate::guest::Refusal;
 use crate::peer::TakesBack;
 use crate::state::{Branch, Hydration, Keeps, Role};
-use crate::types::{Epoch, Incarnation, Lsn, Now, Position, Reign, Timestamp, VolumeId};
+use crate::types::{Epoch, Incarnation, Lsn, Now, Reign, VolumeId};
 
 /// What a promotion did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +171,8 @@ impl Node {
         let hydration = Hydration { at, done: done.collect() };
         let dropped = self.stale_at(at);
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
+        let mut coarse = self.coarse.clone();
+        Node::cut_coarse(at, &mut coarse);
         let decided = self.update_state(now, |state| {
             assert!(state.role.may_become(Role::Primary), "the role was checked");
             state.role = Role::Primary;
@@ -179,7 +181,8 @@ impl Node {
             state.history.push(reign);
             state.own.push(epoch);
             state.branches.extend(branch);
-            Node::cut_coarse(at, &mut state.coarse);
+            // What is durable is not looked through again, so what was found in it has to be on record.
+            state.coarse = coarse.clone();
             state.cut_gaps(at);
             state.durable = at;
             state.incarnation = incarnation;
@@ -199,7 +202,7 @@ impl Node {
         // Decided. If we die from here on, the next start finds a primary whose reign has no record yet.
         self.log.cut(tip, end);
         self.log.set_incarnation(incarnation);
-        Node::cut_coarse(at, &mut self.coarse);
+        self.coarse = coarse;
         if let Some(index) = &mut self.index {
             index.truncate_after(at);
         }
@@ -272,15 +275,21 @@ impl Node {
 
     /// Opens what the filling of a promoted node's disks needs.
     pub(crate) fn prepare_hydration(&mut self) -> Result<(), open::Error> {
-        if self.state.hydration.is_none() {
-            return Ok(());
-        }
+        let Some(hydration) = &self.state.hydration else { return Ok(()) };
         let keeps = self.state.keeps();
-        for volume in self.volumes.values_mut() {
-            if volume.backing.is_none() && keeps != Keeps::Disks {
-                let path = open::backing_path(&self.config, &volume.spec.name);
-                volume.backing = Some(open::make_target(&*self.storage, &path, &volume.spec)?);
+        for (id, volume) in &mut self.volumes {
+            if volume.backing.is_some() || keeps == Keeps::Disks {
+                continue;
             }
+            // What is on record as filled is not filled again, so the disk has to be the one that was.
+            let is_begun = hydration.done.iter().any(|(of, done)| of == id && *done > 0);
+            volume.backing = Some(match is_begun {
+                true => open::open_backing(&*self.storage, &self.config, &volume.spec)?,
+                false => {
+                    let path = open::backing_path(&self.config, &volume.spec.name);
+                    open::make_target(&*self.storage, &path, &volume.spec)?
+                }
+            });
         }
         Ok(())
     }
@@ -336,11 +345,5 @@ impl Node {
         let _ = self.sync_now(now);
         self.settle();
         self.refuse_waiters(Refusal::Shutdown);
-    }
-
-    /// The times between which a position's record was written, for reports.
-    #[must_use]
-    pub fn time_of(&self, position: Position) -> Option<Timestamp> {
-        self.log.time_of(position.lsn)
     }
 }

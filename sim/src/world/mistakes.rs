@@ -98,22 +98,58 @@ impl World {
         }
         let now = self.machines[machine].clock.now(self.now());
         let excused = self.machines[machine].is_excused();
+        let m = &mut self.machines[machine];
+        let process = m.disk.start();
+        let examined = examine(Arc::new(process.clone()), DIR);
+        let _ = m.disk.take_latency();
+        m.disk.kill(process.id(), &mut Dice::new(&mut m.rng.clone()));
+        if self.check_power(machine)? {
+            return Ok(());
+        }
+        // Before all of the group is on record a start makes what is missing.
+        let volumes = self.options.workload.volumes.len();
+        let is_made = examined.as_ref().is_ok_and(|examined| examined.state.volumes.len() == volumes);
         let mut outcomes = Outcomes::default();
         let mut tries: Vec<(&str, Config)> = Vec::new();
         let mut limits = config.clone();
         limits.limits.log.segment_bytes = 1;
         tries.push(("limits that cannot be", limits));
-        if let Start::Primary { group, volumes } = &config.start {
+        if let Start::Primary { group, volumes } = &config.start
+            && is_made
+        {
             for (what, name, size) in [
                 ("a volume of another size", volumes[0].name.clone(), volumes[0].size + 4096),
                 ("a volume of an odd size", "odd".to_owned(), 1000),
                 ("a volume with a name that leads elsewhere", "../up".to_owned(), 4096),
             ] {
                 let mut volumes = volumes.clone();
-                volumes.retain(|volume| volume.name != name);
+                volumes.retain(|volume: &NewVolume| volume.name != name);
                 volumes.insert(0, NewVolume { name, size, begins: Begins::Empty });
                 let start = Start::Primary { group: *group, volumes };
                 tries.push((what, Config { start, ..config.clone() }));
+            }
+            // Disks that are not what they should be, of a new volume and of the first one.
+            let disk = &self.machines[machine].disk;
+            let (full, short, none) = ("mistakes/full.img", "mistakes/short.img", "mistakes/none.img");
+            disk.plant_file(full, &[7; 8192]);
+            disk.plant_file(short, &[0; 512]);
+            for (what, path, begins) in [
+                ("a new volume on a disk that holds data", full, Begins::Empty),
+                ("a new volume on a disk that is too small", short, Begins::Empty),
+                ("a disk that is not there, to be protected in place", none, Begins::InPlace),
+                ("a disk that is too small, to be protected in place", short, Begins::InPlace),
+            ] {
+                let mut volumes = volumes.clone();
+                volumes.push(NewVolume { name: "new".to_owned(), size: 4096, begins });
+                let start = Start::Primary { group: *group, volumes };
+                let backings = [("new".to_owned(), path.to_owned())].into();
+                tries.push((what, Config { start, backings, ..config.clone() }));
+            }
+            for (what, path) in
+                [("a volume whose disk is gone", none), ("a volume whose disk has shrunk", short)]
+            {
+                let backings = [(volumes[0].name.clone(), path.to_owned())].into();
+                tries.push((what, Config { backings, ..config.clone() }));
             }
         }
         for (what, config) in tries {
@@ -132,18 +168,17 @@ impl World {
             match opened {
                 // Whoever is not the primary takes the volumes as they come.
                 Ok(Role::Replica | Role::Fenced) => {}
-                Err(open::Error::BadLimits { .. } | open::Error::BadVolume { .. }) => outcomes.refused += 1,
+                Err(
+                    open::Error::BadLimits { .. }
+                    | open::Error::BadVolume { .. }
+                    | open::Error::BackingNotEmpty { .. }
+                    | open::Error::BackingTooSmall { .. }
+                    | open::Error::BackingMissing { .. }
+                    | open::Error::NothingThere { .. },
+                ) => outcomes.refused += 1,
                 _ if excused => {}
                 other => outcomes.wrong.push(format!("{what}: {other:?}")),
             }
-        }
-        let m = &mut self.machines[machine];
-        let process = m.disk.start();
-        let examined = examine(Arc::new(process.clone()), DIR);
-        let _ = m.disk.take_latency();
-        m.disk.kill(process.id(), &mut Dice::new(&mut m.rng.clone()));
-        if self.check_power(machine)? {
-            return Ok(());
         }
         match examined {
             Ok(examined) if examined.log.is_ok() => self.count("logs read by hand", 1),
