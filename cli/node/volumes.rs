@@ -8,7 +8,7 @@ use engine::guest::{Completion, Op, Refusal, Reply, Request};
 use engine::os::clock;
 use engine::read::{Plan, Wait};
 use engine::state::Role;
-use engine::types::{Epoch, Extent, Lsn, VolumeId};
+use engine::types::{Extent, Lsn, Reign, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -100,13 +100,13 @@ impl Export for Volume {
 pub(super) struct Point {
     group: Arc<Group>,
     at: Lsn,
-    epoch: Epoch,
+    reign: Option<Reign>,
 }
 
 impl Point {
     pub(super) fn open(group: &Arc<Group>, at: Lsn) -> Result<Point, engine::node::points::Error> {
-        let epoch = group.engine.with(|node, _| node.pin(at).map(|()| node.epoch_of(at)))?;
-        Ok(Point { group: group.clone(), at, epoch })
+        let reign = group.engine.with(|node, _| node.pin(at).map(|()| node.reign_of(at)))?;
+        Ok(Point { group: group.clone(), at, reign })
     }
 
     pub(super) fn group(&self) -> &Arc<Group> {
@@ -119,11 +119,11 @@ impl Point {
 
     /// A failover to an earlier point has set this one aside: what has its LSN now is another state.
     pub(super) fn is_set_aside(&self) -> bool {
-        self.group.engine.peek(|node| node.epoch_of(self.at) != self.epoch)
+        self.group.engine.peek(|node| node.reign_of(self.at) != self.reign)
     }
 
     fn plan(&self, volume: VolumeId, extent: Extent) -> Result<Plan, Refusal> {
-        self.group.engine.peek(|node| match node.epoch_of(self.at) == self.epoch {
+        self.group.engine.peek(|node| match node.reign_of(self.at) == self.reign {
             true => node.plan_point(volume, self.at, extent).ok_or(Refusal::Io),
             false => Err(Refusal::Shutdown),
         })

@@ -25,11 +25,11 @@ pub(super) fn defines_in_place(header: &Header) -> bool {
 /// Takes note of a volume that was defined by another node with data on its disk, as one of `volumes`.
 pub(super) fn await_data(coarse: &mut Vec<Coarse>, header: &Header, volumes: usize) {
     match coarse.last_mut().filter(|last| last.to.is_none()) {
-        Some(open) => open.begun = header.lsn,
+        Some(open) => open.begun = header.lsn.next(),
         None => {
             // Before its first volume a group has nothing that anybody could want.
             let from = if volumes <= 1 { Lsn::ZERO } else { header.lsn };
-            coarse.push(Coarse { from, begun: header.lsn, to: None });
+            coarse.push(Coarse { from, begun: header.lsn.next(), to: None });
         }
     }
     limit(coarse);
@@ -43,7 +43,18 @@ fn limit(coarse: &mut Vec<Coarse>) {
 }
 
 /// Takes note of a record that begins or ends a span for `node`.
+///
+/// A span that began with no more than its record, at a replica that was whole, changes nothing there: what it copies is
+/// what there is. (Its primary had lost sight of what the replica has, or sent again what a scrub had found, which the
+/// replica knows of without it.) If that primary does not live to end it, it ends where the next reign begins.
 pub(super) fn follow(coarse: &mut Vec<Coarse>, node: NodeId, header: &Header, payload: &[u8]) {
+    if header.kind == Kind::Promote
+        && let Some(open) = coarse.last_mut().filter(|last| last.to.is_none())
+        && open.from == open.begun
+        && open.from > Lsn::ZERO
+    {
+        open.to = Some(header.lsn);
+    }
     let is_span = matches!(header.kind, Kind::SpanBegin | Kind::SpanEnd);
     if !is_span || decode_body::<Spanned>(payload).is_none_or(|spanned| spanned.replica != node) {
         return;
@@ -147,11 +158,11 @@ impl Node {
         let gap = Gap { after: at, to: jump.to };
         let mut coarse = self.coarse.clone();
         match coarse.last_mut().filter(|last| last.to.is_none()) {
-            Some(open) => open.begun = jump.to.lsn,
+            Some(open) => open.begun = jump.to.lsn.next(),
             None => {
                 // Before its first record a replica has nothing that anybody could want.
                 let from = if at.lsn == Lsn::ZERO { at.lsn } else { at.lsn.next() };
-                coarse.push(Coarse { from, begun: jump.to.lsn, to: None });
+                coarse.push(Coarse { from, begun: jump.to.lsn.next(), to: None });
             }
         }
         let recorded = self.update_state(now, |state| {

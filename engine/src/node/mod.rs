@@ -361,8 +361,13 @@ impl Node {
     /// LSN sets that part of the log aside: then the LSN names another state than before.
     #[must_use]
     pub fn epoch_of(&self, lsn: Lsn) -> Epoch {
-        let reign = self.state.history.iter().rev().find(|reign| reign.branch.lsn < lsn);
-        reign.map_or(Epoch(0), |reign| reign.epoch)
+        self.reign_of(lsn).map_or(Epoch(0), |reign| reign.epoch)
+    }
+
+    /// As [`Node::epoch_of`]; two nodes may have taken one epoch, and only one of them is of this history.
+    #[must_use]
+    pub fn reign_of(&self, lsn: Lsn) -> Option<Reign> {
+        self.state.history.iter().rev().find(|reign| reign.branch.lsn < lsn).copied()
     }
 
     /// The volumes that are part of the history up to `lsn`. Of those that were defined before the log begins, it is

@@ -276,14 +276,14 @@ impl Node {
                     coarse::await_data(&mut self.coarse, header, self.volumes.len());
                 }
             }
-            Kind::SpanBegin | Kind::SpanEnd => {
+            Kind::SpanBegin | Kind::SpanEnd | Kind::Promote => {
                 coarse::follow(&mut self.coarse, self.config.node, header, &record.payload);
                 if header.kind == Kind::SpanEnd && !self.is_coarse() {
                     tracing::info!(group = %self.config.name, at = %header.lsn, "the sync span ended");
                 }
             }
             Kind::Scrub => self.note_scrub(header, &record.payload),
-            Kind::Open | Kind::Flush | Kind::Mark | Kind::Promote => {}
+            Kind::Open | Kind::Flush | Kind::Mark => {}
         }
         Ok(())
     }

@@ -90,11 +90,8 @@ impl World {
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };
         let Some(mut drill) = live.drill.take() else { return Ok(()) };
         let pin = live.pins.iter().find(|pin| pin.at == drill.at);
-        let left = |epoch| {
-            let behind = |reign: &engine::types::Reign| reign.epoch > epoch && reign.branch.lsn < drill.at;
-            live.node.history().iter().any(behind)
-        };
-        if pin.is_none_or(|pin| left(pin.epoch) || drill.at > live.node.durable().lsn) {
+        let left = |pin: &Pin| live.node.reign_of(drill.at) != pin.reign;
+        if pin.is_none_or(|pin| left(pin) || drill.at > live.node.durable().lsn) {
             // It was ended, or its point was set aside.
             return self.end_drill(machine, drill);
         }

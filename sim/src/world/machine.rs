@@ -13,7 +13,7 @@ use crate::rng::Rng;
 use engine::node::Node;
 use engine::node::work::{Done, Job};
 use engine::state::Role;
-use engine::types::{Epoch, Lsn, NodeId, Position};
+use engine::types::{Epoch, Lsn, NodeId, Position, Reign};
 use std::collections::BTreeMap;
 
 /// A place for a job that is out.
@@ -35,8 +35,8 @@ impl Slot {
 /// A point that somebody has open.
 pub(super) struct Pin {
     pub(super) at: Lsn,
-    /// The reign that the node followed then.
-    pub(super) epoch: Epoch,
+    /// The reign that it is of.
+    pub(super) reign: Option<Reign>,
     pub(super) hash: Option<u64>,
 }
 

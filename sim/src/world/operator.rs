@@ -237,7 +237,8 @@ impl World {
         let hash = image.as_ref().map(hash_of);
         let life = self.machines[machine].life;
         if let Some(live) = &mut self.machines[machine].live {
-            live.pins.push(Pin { at, hash, epoch: live.node.state().epoch() });
+            let reign = live.node.reign_of(at);
+            live.pins.push(Pin { at, hash, reign });
             self.queue.push(self.now() + span, Ev::Unpin { machine, life, at });
             self.count("points pinned", 1);
         }
@@ -253,8 +254,7 @@ impl World {
         let Some(index) = live.pins.iter().position(|pin| pin.at == at) else { return Ok(()) };
         let pin = live.pins.remove(index);
         // A promotion below it, or a new primary's history that leaves it out, takes the point away.
-        let left = live.node.history().iter().any(|reign| reign.epoch > pin.epoch && reign.branch.lsn < at);
-        let gone = left || at > live.node.durable().lsn;
+        let gone = live.node.reign_of(at) != pin.reign || at > live.node.durable().lsn;
         if !gone {
             let image = self.read_point(machine, at)?;
             if let (Some(before), Some(image)) = (pin.hash, image)
