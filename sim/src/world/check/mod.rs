@@ -134,7 +134,7 @@ impl World {
                 return Err(self.broken("invariant_prefix", machine, detail));
             }
         }
-        if node.state().keeps() != Keeps::Disks {
+        if node.state().keeps() != Keeps::Disks && !node.is_hydrating() {
             self.invariant_write_ahead(machine, own, end)?;
         }
         let lost = timeline.reference.end().0 - left.0;
@@ -183,8 +183,9 @@ impl World {
             return Ok(());
         }
         let (role, durable) = (live.node.role(), live.node.durable().lsn);
-        // Disks under a promoted node that was taken back before hold what diverged until they are folded.
-        let is_plain = live.node.state().keeps() != Keeps::Disks;
+        // Disks under a promoted node that was taken back before hold what diverged until they are folded, and those that
+        // are being filled what they held before.
+        let is_plain = live.node.state().keeps() != Keeps::Disks && !live.node.is_hydrating();
         let own = self.machines[machine].reign;
         self.count("probes", 1);
         match (role, own) {
