@@ -38,6 +38,8 @@ scenarios! {
     planned_failover: "planned-failover";
     r15_drill_under_load: "drill-under-load";
     r09_r14_region_outage_then_return: "region-outage-then-return";
+    r14_failover_during_failback: "failover-during-failback";
+    r06_r09_split_longer_than_the_log: "split-longer-than-the-log";
     r14_failover_during_resync: "failover-during-resync";
     r14_flapping_link: "flapping-link";
     r12_asymmetric_partition: "asymmetric-partition";

@@ -574,6 +574,8 @@ impl Node {
         let has_all = self.followers.iter().filter(|(_, follower)| follower.acknowledged >= durable);
         let names: Vec<String> = has_all.map(|(name, _)| name.clone()).collect();
         names.iter().for_each(|name| self.copies_acknowledged(name));
+        // It may be the second copy that a flush waits for.
+        self.settle();
     }
 
     /// A replica for which the log was given up has not even noticed: all that it has not acknowledged is still there.
@@ -762,6 +764,7 @@ impl Node {
         lack.pending.push_back((lsn, volume, extent));
         // It may be acknowledged already, if it needed no record.
         self.copies_acknowledged(&replica);
+        self.settle();
     }
 
     /// What a replica lacks, for reports.

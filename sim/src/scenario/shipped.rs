@@ -1,11 +1,12 @@
 //! The scenarios that come with Landfall.
 
 /// Their names.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 18] = [
     "asymmetric-partition",
     "clock-skew",
     "double-failure",
     "drill-under-load",
+    "failover-during-failback",
     "failover-during-resync",
     "flapping-link",
     "long-outage",
@@ -18,6 +19,7 @@ pub const NAMES: [&str; 16] = [
     "rolling-restart",
     "slow-replica-disk",
     "split-brain-attempt",
+    "split-longer-than-the-log",
 ];
 
 /// The text of one.
@@ -28,6 +30,7 @@ pub fn shipped(name: &str) -> Option<&'static str> {
         "clock-skew" => include_str!("../../scenarios/clock-skew.toml"),
         "double-failure" => include_str!("../../scenarios/double-failure.toml"),
         "drill-under-load" => include_str!("../../scenarios/drill-under-load.toml"),
+        "failover-during-failback" => include_str!("../../scenarios/failover-during-failback.toml"),
         "failover-during-resync" => include_str!("../../scenarios/failover-during-resync.toml"),
         "flapping-link" => include_str!("../../scenarios/flapping-link.toml"),
         "long-outage" => include_str!("../../scenarios/long-outage.toml"),
@@ -40,6 +43,7 @@ pub fn shipped(name: &str) -> Option<&'static str> {
         "rolling-restart" => include_str!("../../scenarios/rolling-restart.toml"),
         "slow-replica-disk" => include_str!("../../scenarios/slow-replica-disk.toml"),
         "split-brain-attempt" => include_str!("../../scenarios/split-brain-attempt.toml"),
+        "split-longer-than-the-log" => include_str!("../../scenarios/split-longer-than-the-log.toml"),
         _ => return None,
     })
 }

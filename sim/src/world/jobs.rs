@@ -213,7 +213,8 @@ impl World {
         m.looked = [None; 3];
         let Some(live) = m.live.take() else { return };
         // A failed sync leaves as much open as a power cut: a page may have been dropped as clean.
-        if death == Death::Power || live.node.failed().is_some() {
+        // Perhaps nobody has been told of it yet.
+        if death == Death::Power || live.node.failed().is_some() || live.sync_failed {
             m.death = Death::Power;
         }
         let counts = [live.node.failed().is_some(), live.node.is_hydrating(), !live.bulk.is_idle()];

@@ -293,7 +293,15 @@ fn look(node: &mut Node, now: Now, outcomes: &mut Outcomes) {
         matches!(error, points::Error::Outside { .. } | points::Error::NotKept | points::Error::NoneYet)
     });
     outcomes.expect("a point before the first", node.point_at(Timestamp(1)), |_| true);
+    if node.asks_for_group() && node.role() != Role::Replica {
+        outcomes.wrong.push("who is no replica asks for the group".to_owned());
+    }
     for branch in node.branches() {
+        if node.state().uncommitted == Some(branch.after.lsn) && node.state().branches.contains(&branch) {
+            outcomes.expect("dropping what may be moved to", node.drop_branch(now, &branch), |error| {
+                *error == DropError::Uncommitted
+            });
+        }
         let mut records = 0_u64;
         // What a disk has lost of it is not there; the rest is looked at by the checks.
         let read = node.read_branch(&branch).run(|_| records += 1);

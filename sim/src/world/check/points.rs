@@ -11,7 +11,7 @@ use super::super::{Result, World};
 use crate::ledger::{Key, Timeline, key};
 use crate::reference::{Image, Prefix};
 use crate::rng::PPM;
-use engine::guest::{Op, Request};
+use engine::guest::{MAX_REQUEST_BYTES, Op, Request};
 use engine::node::primary::Submitted;
 use engine::read::Wait;
 use engine::state::Role;
@@ -184,25 +184,29 @@ impl World {
                 image.push(vec![0; extent.len as usize]);
                 continue;
             }
-            let op = Op::Read(*extent);
-            let mut requests = vec![Request { cookie: u64::MAX, op, fua: false }];
-            let mut out = Submitted::default();
-            live.node.submit(now, VolumeId(*index as u32 + 1), &mut requests, &mut out);
-            let Some((_, _, plan)) = out.reads.pop() else {
-                if self.machines[machine].is_excused() {
-                    return Ok(None);
-                }
-                let detail = format!("volume {index} is not served: {:?}", out.ready);
-                return Err(self.broken("invariant_reads_succeed", machine, detail));
-            };
-            match plan.read(Wait::Yes) {
-                Ok(pieces) => image.push(flatten(&pieces)),
-                Err(_) if self.machines[machine].is_excused() => return Ok(None),
-                Err(error) => {
-                    let detail = format!("volume {index} of a sound disk cannot be read: {error}");
-                    return Err(self.broken("invariant_reads_succeed", machine, detail));
+            let mut bytes = Vec::with_capacity(extent.len as usize);
+            while (bytes.len() as u64) < extent.len {
+                let left = extent.len - bytes.len() as u64;
+                let part =
+                    Extent::new(extent.offset + bytes.len() as u64, left.min(u64::from(MAX_REQUEST_BYTES)));
+                let op = Op::Read(part);
+                let mut requests = vec![Request { cookie: u64::MAX, op, fua: false }];
+                let mut out = Submitted::default();
+                live.node.submit(now, VolumeId(*index as u32 + 1), &mut requests, &mut out);
+                match out.reads.pop().map(|(_, _, plan)| plan.read(Wait::Yes)) {
+                    Some(Ok(pieces)) => bytes.extend_from_slice(&flatten(&pieces)),
+                    _ if self.machines[machine].is_excused() => return Ok(None),
+                    Some(Err(error)) => {
+                        let detail = format!("volume {index} of a sound disk cannot be read: {error}");
+                        return Err(self.broken("invariant_reads_succeed", machine, detail));
+                    }
+                    None => {
+                        let detail = format!("volume {index} is not served: {:?}", out.ready);
+                        return Err(self.broken("invariant_reads_succeed", machine, detail));
+                    }
                 }
             }
+            image.push(bytes);
         }
         Ok(Some(image))
     }
