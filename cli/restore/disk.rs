@@ -8,9 +8,10 @@
 //!
 //! A block device has no record beside it: the next disk under the same name could be another one.
 
+use super::mounted::Mounted;
 use super::record::{Place, Record};
 use crate::args::{self, Global, OfVolume};
-use crate::control::api::{At, Endpoint, MountRequest};
+use crate::control::api::At;
 use crate::exit::{Context, Failure};
 use crate::human;
 use crate::point::Point;
@@ -25,8 +26,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::Duration;
-use transport::nbd::client::{Address, Client};
+use transport::nbd::client::Client;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Connections that read at the same time. A read-only point is the same on all of them.
@@ -37,9 +37,6 @@ const CHUNK_BYTES: u64 = 4 << 20;
 
 /// Synced and put on record at once: what a kill costs at most.
 const STRIDE_BYTES: u64 = 256 << 20;
-
-/// The daemon has this long for each answer.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The answer.
 #[derive(Serialize)]
@@ -91,23 +88,8 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
         (None, Some(at)) => at,
         (None, None) => return Err(Failure::usage("--at is needed, or --resume")),
     };
-    // The mount ends with this connection, so it is kept until the last byte is read.
-    let mut control = global.connect()?;
-    let request = MountRequest::read_only(group, at);
-    let mount = control.mount(request)?;
-    let export = mount.volumes.iter().find(|found| found.name == *volume);
-    let export = export.and_then(|found| found.export.as_deref()).ok_or_else(|| {
-        Failure::refused(format_args!("group {group} has no volume {volume} at LSN {}", mount.at.lsn))
-            .next(format_args!("`landfall status` lists the volumes of {group}"))
-    })?;
-    let address = match mount.endpoint {
-        Endpoint::Unix(path) => Address::Unix(path),
-        Endpoint::Tcp(address) => return Err(Failure::failed(format_args!("served at {address} unasked"))),
-    };
-    let mut readers = (0..READERS)
-        .map(|_| Client::connect(&address, export, PATIENCE))
-        .collect::<Result<Vec<_>, _>>()
-        .context(|| format!("{group}/{volume} at LSN {} cannot be read", mount.at.lsn))?;
+    let mount = Mounted::new(global, &arguments.volume, at)?;
+    let mut readers = (0..READERS).map(|_| mount.connect()).collect::<Result<Vec<_>, _>>()?;
     let size = readers.iter().map(Client::size).min().unwrap_or_default();
     let target = match resumed {
         Some(target) => target,
@@ -129,17 +111,18 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
     };
     let resumed_bytes = record.done_bytes;
     let data_bytes = copy(&target, &place, &mut record, &mut readers, &name)?;
-    drop(control);
+    let at = mount.at;
+    drop(mount);
     let xxh3_128 = hash(&target.file, size).context(|| format!("{name} cannot be read back"))?;
     if target.kind == Kind::File {
         place.remove()?;
     }
-    let age_ms = time::now().0.saturating_sub(mount.at.time.0.0) / 1_000_000;
+    let age_ms = time::now().0.saturating_sub(at.time.0.0) / 1_000_000;
     let (group, volume) = (group.clone(), volume.clone());
     let restored = Restored {
         group,
         volume,
-        at: mount.at,
+        at,
         age_ms,
         to: name,
         size_bytes: size,

@@ -8,6 +8,7 @@
 //! | [`postgres`] | a PostgreSQL cluster on it |
 //! | [`tool`] | running programs; saying that one is missing |
 //! | [`random`] | a seeded generator |
+//! | [`tree`] | a tree of files with one of each, and the comparison of two |
 //!
 //! What holds: whatever a value started, mounted or attached ends when it is dropped, also by a panic; processes
 //! are ended by the number of the child, never by a name.
@@ -25,6 +26,7 @@ pub mod node;
 pub mod postgres;
 pub mod random;
 pub mod tool;
+pub mod tree;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
