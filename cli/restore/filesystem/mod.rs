@@ -222,3 +222,6 @@ pub(super) fn describe(window: &Window) -> String {
         Err(err) => err.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

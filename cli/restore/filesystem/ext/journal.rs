@@ -17,7 +17,7 @@ use crate::restore::filesystem::{Place, Run};
 use crate::restore::source::{Raw, Source, Trouble, Window, check_range};
 use std::collections::BTreeMap;
 
-const MAGIC: u32 = 0xc03b_3998;
+pub(super) const MAGIC: u32 = 0xc03b_3998;
 const DESCRIPTOR: u32 = 1;
 const COMMIT: u32 = 2;
 const SUPERBLOCK_V1: u32 = 3;
@@ -278,8 +278,9 @@ impl<'a> Log<'a> {
                     }
                 },
                 Some(COMMIT) => {
-                    // A transaction that was being committed at this point: its last record is not whole.
+                    // One that is not whole would be another one's from before: it is written at once.
                     if !self.commit_is_right(&bytes) {
+                        notes.push(self.cut(transactions));
                         break;
                     }
                     writes.append(&mut open_writes);

@@ -286,3 +286,6 @@ impl Filesystem for Ext {
         self.volume.read(place, buf)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
