@@ -450,12 +450,24 @@ pub(crate) struct RestoreDisk {
     /// The file or block device to write
     #[arg(long, value_name = "FILE")]
     pub(crate) to: PathBuf,
+    /// The form of the file
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = DiskFormat::Raw)]
+    pub(crate) format: DiskFormat,
     /// Replace what is there
     #[arg(long, conflicts_with = "resume")]
     pub(crate) overwrite: bool,
     /// Go on with a restore to this file that was cut off, at the point that it began with
     #[arg(long)]
     pub(crate) resume: bool,
+}
+
+/// What a restored disk is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DiskFormat {
+    /// Byte for byte
+    Raw,
+    /// An image for qemu, as large as the data in it
+    Qcow2,
 }
 
 /// `GROUP/VOLUME`

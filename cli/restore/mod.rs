@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`disk`] | `restore disk`: a volume at a point, to a raw file or block device |
 //! | [`record`] | how far such a restore has come, beside its target |
+//! | [`qcow2`] | the form of an image that qemu takes |
 //! | [`files`] | `restore files`: files and folders at a point, to a folder |
 //! | [`list`] | `restore ls`: what could be restored |
 //! | [`mounted`] | the point, served by the daemon |
@@ -21,6 +22,7 @@ pub(crate) mod list;
 mod lookup;
 mod mounted;
 mod partitions;
+mod qcow2;
 mod record;
 mod source;
 mod volume;
