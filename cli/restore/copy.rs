@@ -41,6 +41,8 @@ const DAMAGED: &[u8] = b".damaged";
 pub(super) enum Why {
     /// It cannot be read, or not whole.
     Damaged,
+    /// It is of a kind that cannot be read here: encrypted, say.
+    Unsupported,
     /// Something of its name was there.
     Exists,
     /// It could not be written, or may not.
@@ -130,7 +132,8 @@ impl From<Trouble> for Stop {
     fn from(trouble: Trouble) -> Stop {
         match trouble {
             Trouble::Lost(_) => Stop::All(super::volume::failure("reading", &trouble)),
-            other => Stop::This(Why::Damaged, other.to_string()),
+            Trouble::Unsupported(what) => Stop::This(Why::Unsupported, what),
+            Trouble::Damaged(what) => Stop::This(Why::Damaged, what),
         }
     }
 }
@@ -393,7 +396,7 @@ impl Copy<'_> {
         }
         self.progress.add_file();
         match faults {
-            Err(trouble @ Trouble::Lost(_)) => Err(trouble.into()),
+            Err(trouble @ (Trouble::Lost(_) | Trouble::Unsupported(_))) => Err(trouble.into()),
             Err(trouble) => Ok(Some(trouble.to_string())),
             Ok(faults) => {
                 Ok(unreadable.or_else(|| faults.into_iter().next()).map(|trouble| trouble.to_string()))

@@ -35,7 +35,16 @@ pub fn set_attribute(path: &Path, name: &str, value: &[u8]) {
         .unwrap_or_else(|err| panic!("{name} of {}: {err}", path.display()));
 }
 
+/// Reads one.
+pub fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
+    attributes(path).remove(name.as_bytes())
+}
+
 fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut none = [0; 0];
+    if matches!(rustix::fs::llistxattr(path, &mut none[..]), Ok(0) | Err(_)) {
+        return BTreeMap::new();
+    }
     let mut names = vec![0; 64 << 10];
     let Ok(len) = rustix::fs::llistxattr(path, &mut names[..]) else { return BTreeMap::new() };
     let mut found = BTreeMap::new();

@@ -378,8 +378,8 @@ impl<'a> Log<'a> {
         if self.incompat & INCOMPAT_FAST_COMMIT == 0 {
             return;
         }
-        // What is there is of now only if it names the transaction that comes next.
-        let Ok((_, bytes)) = self.block(self.end) else { return };
+        // Their area begins a block behind the rest. What is there is of now only if it names the transaction that comes next.
+        let Ok((_, bytes)) = self.block(self.end + 1) else { return };
         let raw = Raw(&bytes);
         let next = self.sequence.wrapping_add(transactions);
         if raw.u16(0) == Some(FAST_HEAD) && raw.u32(8) == Some(next) {
