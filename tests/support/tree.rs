@@ -41,8 +41,8 @@ pub fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut none = [0; 0];
-    if matches!(rustix::fs::llistxattr(path, &mut none[..]), Ok(0) | Err(_)) {
+    // Most files have none; then the larger memory is not needed.
+    if matches!(rustix::fs::llistxattr(path, &mut [0; 64][..]), Ok(0)) {
         return BTreeMap::new();
     }
     let mut names = vec![0; 64 << 10];
