@@ -185,6 +185,7 @@ impl Copy<'_> {
         let mut folder = self.target.root()?;
         let Some(((name, node), upper)) = found.parts.split_last() else {
             let (node, stat) = (self.filesystem.root(), self.filesystem.stat(self.filesystem.root())?);
+            self.entered.insert(node);
             let entries = self.entries(node, &[])?;
             // The target folder itself stays as it is.
             return self
@@ -192,6 +193,7 @@ impl Copy<'_> {
         };
         let mut parts = Vec::new();
         for (name, node) in upper {
+            self.entered.insert(*node);
             let stat = self.filesystem.stat(*node)?;
             let (next, is_new) =
                 self.target.folder(folder.as_fd(), Name::new(name)?, stat.owner.is_some())?;
@@ -325,7 +327,9 @@ impl Copy<'_> {
                 }
                 // A filesystem without hard links, too many of them, a path that is too long: a copy, then.
                 Err(Refusal::System(errno)) if !Refusal::System(errno).is_final() => {
-                    self.target.lacks.links += 1
+                    self.target.lacks.links += 1;
+                    // Its content has been counted once.
+                    self.room = self.room.saturating_add(stat.size);
                 }
                 Err(other) => return Err(other.into()),
             }

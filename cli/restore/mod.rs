@@ -10,7 +10,7 @@
 //! | [`mounted`] | the point, served by the daemon |
 //! | [`volume`], [`source`], [`partitions`] | its bytes, and what they are divided into |
 //! | [`filesystem`], [`lookup`] | ext2, ext3, ext4 and FAT; paths in them |
-//! | [`copy`], [`write`] | what is copied, and how it is written |
+//! | [`copy`], [`mod@write`] | what is copied, and how it is written |
 //!
 //! A restore reads what the daemon serves for it: a read-only mount that ends with the command's control connection.
 

@@ -13,6 +13,9 @@ const OFFSET: u64 = 1024;
 const BYTES: usize = 1024;
 const MAGIC: u16 = 0xef53;
 
+/// Of the state: errors were found.
+const STATE_ERRORS: u16 = 0x2;
+
 const COMPAT_JOURNAL: u32 = 0x4;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 
@@ -119,6 +122,9 @@ impl Superblock {
         let has_checksums = ro_compat & RO_CHECKSUMS != 0;
         if has_checksums && crc32c(START, &bytes[..0x3fc]) != u32_at(0x3fc)? {
             notes.push("the superblock's checksum is wrong".to_owned());
+        }
+        if raw.u16(0x3a).is_some_and(|state| state & STATE_ERRORS != 0) {
+            notes.push("its last user noted errors in it: it needs a check".to_owned());
         }
         let bad = |what: &str, value: u64| {
             Trouble::damaged(format_args!("the superblock is damaged: {what} cannot be {value}"))
