@@ -682,7 +682,8 @@ fn of_a_damaged_filesystem_what_can_be_read_is_restored() {
     if !tool::has(&["mke2fs", "debugfs"]) {
         return;
     }
-    let (mut pair, scratch) = started(&[Volume::new("data", 16 * MIB), Volume::new("fat", 2 * MIB)]);
+    let sizes = [("data", 16 * MIB), ("fat", 2 * MIB), ("first", 16 * MIB), ("meta", 16 * MIB)];
+    let (mut pair, scratch) = started(&sizes.map(|(name, size)| Volume::new(name, size)));
     let (origin, image, to) = (scratch.join("origin"), scratch.join("image"), scratch.join("to"));
     for dir in ["sound", "lost", "split"] {
         fs::create_dir_all(origin.join(dir)).expect("it can be made");
@@ -733,6 +734,18 @@ fn of_a_damaged_filesystem_what_can_be_read_is_restored() {
     let listed: Value = serde_json::from_slice(&listed.stdout).expect("an answer all the same");
     assert_eq!(number(&listed["fault_count"]), 2, "{}", listed["faults"]);
 
+    // The superblock and the descriptors of the groups behind it: both have copies.
+    for (volume, features) in [("first", "resize_inode"), ("meta", "meta_bg,^resize_inode")] {
+        mke2fs(&image, 16 * MIB, &["-t", "ext4", "-b", "1024", "-O", features], &origin);
+        let file = fs::File::options().write(true).open(&image).expect("it is there");
+        file.write_all_at(&[0; 3 * 1024], 0).expect("it can be written");
+        write_image(&mut pair, volume, &image);
+        let to = scratch.join(volume);
+        let done = restore(&pair.west, volume, "latest", "/", &to);
+        assert!(done["notes"].to_string().contains("superblock is lost"), "{}", done["notes"]);
+        tree::compare(volume, &origin, &to, &[LOST_AND_FOUND], Times::Seconds);
+    }
+
     // A chain of clusters that leads back into itself.
     let fat = scratch.join("fat");
     make_fat(&fat, 2 * MIB, fatfs::FatType::Fat12);
@@ -765,7 +778,8 @@ fn wrong_input_is_told_and_changes_nothing() {
     symlink("around", origin.join("around")).expect("it can be linked");
     let mut pipe = tool::command("mkfifo");
     tool::check(pipe.arg(origin.join("var/pipe")));
-    mke2fs(&image, 16 * MIB, &["-t", "ext4"], &origin);
+    // With large blocks: a single group, and no copy of its superblock.
+    mke2fs(&image, 16 * MIB, &["-t", "ext4", "-b", "4096"], &origin);
     write_image(&mut pair, "data", &image);
     fs::write(scratch.join("xfs"), b"XFSB and more").expect("it can be written");
     write_image(&mut pair, "xfs", &scratch.join("xfs"));

@@ -182,7 +182,13 @@ pub(super) fn open(window: &Window) -> Result<Option<Box<dyn Filesystem>>, Troub
     if let Some(found) = ext::Ext::open(window.clone())? {
         return Ok(Some(Box::new(found)));
     }
-    open_fat(window)
+    if let Some(found) = open_fat(window)? {
+        return Ok(Some(found));
+    }
+    match signature(window) {
+        Some(_) => Ok(None),
+        None => Ok(ext::Ext::open_copy(window.clone())?.map(|found| Box::new(found) as Box<dyn Filesystem>)),
+    }
 }
 
 /// The same, for FAT alone.
@@ -190,8 +196,8 @@ pub(super) fn open_fat(window: &Window) -> Result<Option<Box<dyn Filesystem>>, T
     Ok(fat::Fat::open(window.clone())?.map(|found| Box::new(found) as Box<dyn Filesystem>))
 }
 
-/// What stands at the beginning of something, for whoever has to find out why it was not recognised.
-pub(super) fn describe(window: &Window) -> String {
+/// What else it may be.
+fn signature(window: &Window) -> Option<&'static str> {
     let signatures: [(u64, &[u8], &str); 13] = [
         (0, b"XFSB", "XFS"),
         (0x10040, b"_BHRfS_M", "btrfs"),
@@ -207,10 +213,15 @@ pub(super) fn describe(window: &Window) -> String {
         (0x400, b"\x10\x20\xf5\xf2", "F2FS"),
         (0, b"QFI\xfb", "a qcow2 image"),
     ];
-    for (at, signature, name) in signatures {
-        if window.read_vec(at, signature.len()).is_ok_and(|found| found == signature) {
-            return name.to_owned();
-        }
+    let is_there =
+        |at, signature: &[u8]| window.read_vec(at, signature.len()).is_ok_and(|found| found == signature);
+    signatures.into_iter().find(|(at, signature, _)| is_there(*at, signature)).map(|(.., name)| name)
+}
+
+/// What stands at the beginning of something, for whoever has to find out why it was not recognised.
+pub(super) fn describe(window: &Window) -> String {
+    if let Some(name) = signature(window) {
+        return name.to_owned();
     }
     let len = window.len().min(1 << 20) as usize;
     match window.read_vec(0, len) {

@@ -147,7 +147,7 @@ fn damaged_ext() {
         ("ext4", &["-t", "ext4", "-O", "^metadata_csum", "-J", "size=1"]),
         ("inline", &["-t", "ext4", "-O", "^metadata_csum,inline_data,^has_journal"]),
     ] {
-        std::fs::File::create(&image).and_then(|file| file.set_len(4 << 20)).unwrap();
+        std::fs::File::create(&image).and_then(|file| file.set_len(9 << 20)).unwrap();
         let mut command = Command::new("mke2fs");
         command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").args(["-q", "-F", "-b", "1024"]).args(options);
         match command.arg("-d").arg(&dir).arg(&image).status() {

@@ -47,10 +47,27 @@ pub(super) struct Ext {
 impl Ext {
     /// Opens what is in `window`. None if it is something else.
     pub(super) fn open(window: Window) -> Result<Option<Ext>, Trouble> {
-        if !Superblock::is_there(&window) {
-            return Ok(None);
+        match Superblock::read(&window, window.len()) {
+            Ok(None) => Ok(None),
+            Ok(Some(sb)) => Ext::with(window, sb).map(Some),
+            Err(trouble @ Trouble::Damaged(_)) => match Ext::open_copy(window)? {
+                Some(found) => Ok(Some(found)),
+                None => Err(trouble),
+            },
+            Err(other) => Err(other),
         }
-        let Some(before) = Superblock::read(&window, window.len())? else { return Ok(None) };
+    }
+
+    /// The same where the first superblock is lost: by its copy. Whatever else may be there is to be looked for before,
+    /// since a copy may be left over from what was there once.
+    pub(super) fn open_copy(window: Window) -> Result<Option<Ext>, Trouble> {
+        match Superblock::read_copy(&window, window.len()) {
+            None => Ok(None),
+            Some(sb) => Ext::with(window, sb).map(Some),
+        }
+    }
+
+    fn with(window: Window, before: Superblock) -> Result<Ext, Trouble> {
         let mut replay = match before.journal {
             None => Replay::default(),
             Some(Journal::Elsewhere) => Replay::without(
@@ -66,13 +83,15 @@ impl Ext {
         let mut notes = std::mem::take(&mut replay.notes);
         let volume = Replayed::new(window, before.block_size, replay);
         // The journal may have a newer one.
-        let Some(sb) =
-            Superblock::read(&volume, volume.len())?.filter(|sb| sb.block_size == before.block_size)
-        else {
+        let sb = match before.is_copy {
+            true => Superblock::read_copy(&volume, volume.len()),
+            false => Superblock::read(&volume, volume.len())?,
+        };
+        let Some(sb) = sb.filter(|sb| sb.block_size == before.block_size) else {
             return Err(Trouble::damaged("its journal would replace the superblock by something else"));
         };
         notes.extend(sb.notes.iter().cloned());
-        Ok(Some(Ext { volume, sb, notes }))
+        Ok(Ext { volume, sb, notes })
     }
 
     fn inode(&self, node: NodeId) -> Result<Inode, Trouble> {

@@ -6,7 +6,7 @@
 //! Layout: the kernel's `Documentation/filesystems/ext4/super.rst`.
 
 use super::crc::{START, crc32c};
-use crate::restore::source::{Raw, Source, Trouble, Window};
+use crate::restore::source::{Raw, Source, Trouble};
 
 /// Where it lies.
 const OFFSET: u64 = 1024;
@@ -63,6 +63,8 @@ pub(super) struct Superblock {
     pub(super) journal: Option<Journal>,
     /// What whoever uses it should know.
     pub(super) notes: Vec<String>,
+    /// Whether this is a copy, from the second group, because the first one is lost.
+    pub(super) is_copy: bool,
     has_journal: bool,
     incompat: u32,
     ro_compat: u32,
@@ -93,15 +95,27 @@ impl Superblock {
         if Raw(&bytes).u16(0x38) != Some(MAGIC) {
             return Ok(None);
         }
-        Superblock::parse(&bytes, size).map(Some)
+        Superblock::parse(&bytes, size, false).map(Some)
     }
 
-    /// Whether `window` has the signature.
-    pub(super) fn is_there(window: &Window) -> bool {
-        window.read_vec(OFFSET + 0x38, 2).is_ok_and(|magic| magic == MAGIC.to_le_bytes())
+    /// Reads the copy at the beginning of the second group, where `mke2fs` puts it. None if there is none that is sound.
+    ///
+    /// A copy does not say whether the journal needs to be replayed: the journal does.
+    pub(super) fn read_copy(volume: &dyn Source, size: u64) -> Option<Superblock> {
+        let of_shift = |shift: u32| {
+            let block_size = 1024_u64 << shift;
+            // A group has as many blocks as a block has bits. Blocks of 1 KiB are counted from the second one.
+            let at = (u64::from(shift == 0) + block_size * 8) * block_size;
+            let bytes = volume.read_vec(at, BYTES).ok()?;
+            let raw = Raw(&bytes);
+            let is_one = raw.u16(0x38)? == MAGIC && raw.u32(0x18)? == shift && raw.u16(0x5a)? == 1;
+            let sb = is_one.then(|| Superblock::parse(&bytes, size, true))?.ok()?;
+            (sb.blocks_per_group == block_size * 8).then_some(sb)
+        };
+        (0..=6).find_map(of_shift)
     }
 
-    fn parse(bytes: &[u8], size: u64) -> Result<Superblock, Trouble> {
+    fn parse(bytes: &[u8], size: u64, is_copy: bool) -> Result<Superblock, Trouble> {
         let cut = || Trouble::damaged("the superblock is cut off");
         let raw = Raw(bytes);
         let u32_at = |at| raw.u32(at).ok_or_else(cut);
@@ -119,6 +133,9 @@ impl Superblock {
             )));
         }
         let mut notes = Vec::new();
+        if is_copy {
+            notes.push("its superblock is lost: the copy in its second group is used".to_owned());
+        }
         let has_checksums = ro_compat & RO_CHECKSUMS != 0;
         if has_checksums && crc32c(START, &bytes[..0x3fc]) != u32_at(0x3fc)? {
             notes.push("the superblock's checksum is wrong".to_owned());
@@ -174,7 +191,7 @@ impl Superblock {
             _ => u32_at(0x270)?,
         };
         let has_journal = compat & COMPAT_JOURNAL != 0;
-        let journal = match (has_journal && incompat & INCOMPAT_RECOVER != 0, u32_at(0xe0)?) {
+        let journal = match (has_journal && (is_copy || incompat & INCOMPAT_RECOVER != 0), u32_at(0xe0)?) {
             (false, _) => None,
             (true, 0) => Some(Journal::Elsewhere),
             (true, inode) => Some(Journal::Inode(inode)),
@@ -191,6 +208,7 @@ impl Superblock {
             checksum_seed: has_checksums.then_some(seed),
             journal,
             notes,
+            is_copy,
             has_journal,
             incompat,
             ro_compat,
@@ -252,9 +270,11 @@ impl Superblock {
         let (meta, index) = (group / in_block, group % in_block);
         let block = match self.incompat & INCOMPAT_META_GROUPS != 0 && meta >= self.first_meta_group {
             // Behind the superblock's own.
+            false if self.is_copy => self.first_data_block + self.blocks_per_group + 1 + meta,
             false => OFFSET / self.block_size + 1 + meta,
             true => {
-                let first = meta * in_block;
+                // There is a copy in the group behind it.
+                let first = meta * in_block + u64::from(self.is_copy);
                 // With blocks of 1 KiB the first one is before the superblock, unless blocks are counted from 1.
                 let before = self.block_size == OFFSET && first == 0 && self.first_data_block == 0;
                 let backup = u64::from(self.has_backup(first)) + u64::from(before);
