@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`node`] | a `landfall` daemon, and the pair `east` (primary) and `west` (replica) |
+//! | [`image`] | filesystems in files, and restores out of volumes that hold them |
 //! | [`disk`] | a volume as a mounted filesystem: FUSE file, loop device, ext4 |
 //! | [`postgres`] | a PostgreSQL cluster on it |
 //! | [`tool`] | running programs; saying that one is missing |
@@ -22,6 +23,7 @@
 )]
 
 pub mod disk;
+pub mod image;
 pub mod node;
 pub mod postgres;
 pub mod random;
