@@ -160,6 +160,8 @@ fn without_root_all_but_the_owner_comes_back() {
     let roots = about("roots");
     assert_eq!((roots.uid(), roots.mode() & 0o7777), (SOMEBODY, 0o555), "no set-user bit for somebody else");
     assert_eq!(tree::attribute(&to.join("folder/roots"), "user.kept").as_deref(), Some(&b"yes"[..]));
+    // Before its folder goes: it would make it anew.
+    pair.west.stop();
 }
 
 /// A folder in memory, where that has so much room: making and removing files by the hundred thousand is not what is
