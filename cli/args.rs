@@ -394,6 +394,51 @@ pub(crate) struct Verify {
 pub(crate) enum Restore {
     /// Copy a volume at a point to a raw file or block device
     Disk(RestoreDisk),
+    /// Copy files and folders of a volume at a point to a folder, without a mount and without root
+    Files(RestoreFiles),
+    /// List a folder of a volume at a point, or the volume's partitions
+    Ls(RestoreList),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreFiles {
+    /// The volume
+    #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
+    pub(crate) volume: OfVolume,
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) at: Point,
+    /// The partition, where there are several
+    #[arg(long, value_name = "N")]
+    pub(crate) partition: Option<u32>,
+    /// A file or folder, from the root of the filesystem; may be given more than once
+    #[arg(long = "path", value_name = "PATH", required = true)]
+    pub(crate) paths: Vec<OsString>,
+    /// The folder to write to: /etc becomes DIR/etc
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreList {
+    /// The volume
+    #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
+    pub(crate) volume: OfVolume,
+    /// The folder or file, from the root of the filesystem
+    #[arg(value_name = "PATH", default_value = "/")]
+    pub(crate) path: OsString,
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) at: Point,
+    /// The partition, where there are several
+    #[arg(long, value_name = "N")]
+    pub(crate) partition: Option<u32>,
+    /// List what is in folders, too
+    #[arg(long)]
+    pub(crate) recursive: bool,
 }
 
 /// Arguments of `protect`.
@@ -425,12 +470,24 @@ pub(crate) struct RestoreDisk {
     /// The file or block device to write
     #[arg(long, value_name = "FILE")]
     pub(crate) to: PathBuf,
+    /// The form of the file
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = DiskFormat::Raw)]
+    pub(crate) format: DiskFormat,
     /// Replace what is there
     #[arg(long, conflicts_with = "resume")]
     pub(crate) overwrite: bool,
     /// Go on with a restore to this file that was cut off, at the point that it began with
     #[arg(long)]
     pub(crate) resume: bool,
+}
+
+/// What a restored disk is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DiskFormat {
+    /// Byte for byte
+    Raw,
+    /// An image for qemu, as large as the data in it
+    Qcow2,
 }
 
 /// `GROUP/VOLUME`

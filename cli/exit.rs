@@ -9,6 +9,7 @@
 //! | 4 | corruption was found, or a check of the data failed |
 //! | 5 | no daemon answers at the control socket |
 //! | 6 | not confirmed: the answer was no, or nobody could be asked and `--yes` was not given |
+//! | 7 | done in part: what could be read or written is there, the rest is listed |
 //! | 10 | `sim`: a guarantee or an assertion is broken |
 //! | 11 | `sim`: a run did not converge |
 //! | 12 | `sim`: the engine crashed |
@@ -35,6 +36,8 @@ pub(crate) enum Code {
     NoDaemon,
     /// 6.
     NotConfirmed,
+    /// 7.
+    Partial,
     /// 10.
     Broken,
     /// 11.
@@ -55,6 +58,7 @@ impl Code {
             Code::Corrupt => 4,
             Code::NoDaemon => 5,
             Code::NotConfirmed => 6,
+            Code::Partial => 7,
             Code::Broken => 10,
             Code::NotConverged => 11,
             Code::Crashed => 12,
@@ -73,6 +77,7 @@ Exit status:
   4  corruption was found, or a check of the data failed
   5  no daemon answers at the control socket
   6  not confirmed
+  7  done in part: what could be read or written is there, the rest is listed
  10  sim: a guarantee or an assertion is broken
  11  sim: a run did not converge
  12  sim: the engine crashed
@@ -156,6 +161,7 @@ mod tests {
             Code::Corrupt,
             Code::NoDaemon,
             Code::NotConfirmed,
+            Code::Partial,
             Code::Broken,
             Code::NotConverged,
             Code::Crashed,

@@ -13,7 +13,7 @@
 //! | [`bisect`] | `bisect`: the first bad write |
 //! | [`daemon`] | `agent` and `replica` |
 //! | [`node`] | the engine's runtime, joined to the above |
-//! | [`restore`] | `restore`: a point to a raw file or device |
+//! | [`restore`] | `restore`: a point to a disk image or device, or files out of it |
 //! | [`sim`] | `sim`: the simulator as a command |
 //! | [`demo`] | `demo`: protect, kill, fail over and check |
 //! | [`human`], [`progress`], [`units`], [`time`], [`point`] | how things are shown and read |
@@ -85,6 +85,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Resync(arguments) => commands::resync::run(global, arguments),
         Command::Verify(arguments) => commands::verify::run(global, arguments),
         Command::Restore(args::Restore::Disk(arguments)) => restore::disk::run(global, arguments),
+        Command::Restore(args::Restore::Ls(arguments)) => restore::list::run(global, arguments),
+        Command::Restore(args::Restore::Files(arguments)) => restore::files::run(global, arguments),
         Command::Sim(command) => sim::run(command, global.form()),
         Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
         Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),

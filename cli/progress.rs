@@ -15,6 +15,7 @@ pub(crate) struct Progress {
     what: String,
     total: u64,
     done: u64,
+    files: u64,
     started: Instant,
     last_line: Instant,
     bar: Option<ProgressBar>,
@@ -26,6 +27,7 @@ pub(crate) struct Progress {
 enum Unit {
     Bytes,
     Milliseconds,
+    Files,
 }
 
 impl Progress {
@@ -39,22 +41,40 @@ impl Progress {
         Progress::begin(what, total, Unit::Milliseconds, "{eta} left")
     }
 
+    /// Begins something of files whose number nobody knows.
+    pub(crate) fn files(what: &str) -> Progress {
+        Progress::begin(what, 0, Unit::Files, "")
+    }
+
+    /// A file more.
+    pub(crate) fn add_file(&mut self) {
+        self.files += 1;
+        self.add(0);
+    }
+
     fn begin(what: &str, total: u64, unit: Unit, numbers: &str) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-            let style = ProgressStyle::with_template(&format!("  {{msg}} [{{bar:30}}] {numbers}"));
+            let template = match unit {
+                Unit::Files => "  {msg}".to_owned(),
+                Unit::Bytes | Unit::Milliseconds => format!("  {{msg}} [{{bar:30}}] {numbers}"),
+            };
+            let style = ProgressStyle::with_template(&template);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
             bar.set_message(what.to_owned());
             bar
         });
         let now = Instant::now();
-        Progress { what: what.to_owned(), total, done: 0, started: now, last_line: now, bar, unit }
+        Progress { what: what.to_owned(), total, done: 0, files: 0, started: now, last_line: now, bar, unit }
     }
 
     /// So many more.
     pub(crate) fn add(&mut self, bytes: u64) {
         self.done += bytes;
         if let Some(bar) = &self.bar {
+            if self.unit == Unit::Files {
+                bar.set_message(format!("{}: {} files, {}", self.what, self.files, Bytes(self.done)));
+            }
             bar.set_position(self.done);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
@@ -65,6 +85,9 @@ impl Progress {
                 Unit::Bytes => {
                     let (done, total) = (Bytes(self.done), Bytes(self.total));
                     say(format_args!("  {}: {done} of {total}, {left} left", self.what));
+                }
+                Unit::Files => {
+                    say(format_args!("  {}: {} files, {}", self.what, self.files, Bytes(self.done)));
                 }
                 Unit::Milliseconds => say(format_args!("  {}: {left} left", self.what)),
             }

@@ -125,3 +125,66 @@ fn a_device_gets_zeros_for_holes_and_nothing_behind_the_volume() {
     drop(device);
     assert!(std::fs::read(&large).expect("it is there") == wanted, "the volume, and nothing behind it");
 }
+
+#[test]
+fn a_qcow2_image_is_the_same_disk() {
+    if !tool::has(&["qemu-img"]) {
+        return;
+    }
+    // Over two tables of the second level, and no multiple of a cluster.
+    const SIZE: u64 = (600 << 20) + 3 * 512;
+    let (mut pair, scratch) = started(&[Volume::new("data", SIZE), Volume::new("empty", 1 << 20)]);
+    let address = Address::Unix(pair.east.nbd_socket());
+    let mut client = Client::connect(&address, &format!("{GROUP}/data"), PATIENCE).expect("it is served");
+    let mut random = Random::new(8);
+    let mut bytes = vec![0; 300_000];
+    // At both ends, over edges of clusters, single sectors, and some that are given up again.
+    for (at, len) in
+        [(0, 512), (65_536 * 7 - 512, 1024), (10 << 20, 300_000), (SIZE - 512, 512), (555 << 20, 4096)]
+    {
+        random.fill(&mut bytes[..len]);
+        client.write(at, &bytes[..len]).expect("it is taken");
+    }
+    for _ in 0..40 {
+        let at = random.below(SIZE / 512 - 600) * 512;
+        random.fill(&mut bytes[..8192]);
+        client.write(at, &bytes[..8192]).expect("it is taken");
+    }
+    client.trim(10 << 20, 150_528).and_then(|()| client.flush()).expect("it is durable");
+    pair.wait_caught_up();
+    let restore = |volume: &str, format: &str, more: &[&str]| {
+        let to = scratch.join(&format!("{volume}.{format}"));
+        let of = format!("{GROUP}/{volume}");
+        let mut command =
+            pair.west.command(["restore", "disk", &of, "--at", "latest", "--json", "--format", format]);
+        let output = tool::output(command.arg("--to").arg(&to).args(more));
+        (to, output)
+    };
+    for volume in ["data", "empty"] {
+        let (raw, first) = restore(volume, "raw", &[]);
+        let (image, second) = restore(volume, "qcow2", &[]);
+        assert!(first.status.success() && second.status.success(), "{}", tool::said(&second));
+        let hash = |output: &std::process::Output| {
+            let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer");
+            answer["xxh3_128"].clone()
+        };
+        assert_eq!(hash(&first), hash(&second), "{volume}: the same disk has the same hash");
+        tool::run("qemu-img", ["check".as_ref(), "-f".as_ref(), "qcow2".as_ref(), image.as_os_str()]);
+        let compare = ["compare", "-f", "raw", "-F", "qcow2"].map(AsRef::<std::ffi::OsStr>::as_ref);
+        tool::run("qemu-img", compare.into_iter().chain([raw.as_os_str(), image.as_os_str()]));
+        let size = std::fs::metadata(&raw).expect("it is there").len();
+        let info = tool::run("qemu-img", ["info".as_ref(), "--output=json".as_ref(), image.as_os_str()]);
+        let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+        assert_eq!(number(&info["virtual-size"]), size, "{volume}");
+        let len = std::fs::metadata(&image).expect("it is there").len();
+        assert!(len < 8 << 20, "{volume}: {len} bytes for what is mostly holes");
+        assert!(!scratch.join(&format!("{volume}.qcow2.restore")).exists(), "nothing is on record");
+    }
+    let (image, again) = restore("data", "qcow2", &[]);
+    assert_eq!(again.status.code(), Some(3), "not unasked: {}", tool::said(&again));
+    let (_, resumed) = restore("data", "qcow2", &["--resume"]);
+    assert_eq!(resumed.status.code(), Some(2), "{}", tool::said(&resumed));
+    let (_, over) = restore("data", "qcow2", &["--overwrite"]);
+    assert!(over.status.success(), "{}", tool::said(&over));
+    tool::run("qemu-img", ["check".as_ref(), "-f".as_ref(), "qcow2".as_ref(), image.as_os_str()]);
+}

@@ -1,4 +1,4 @@
-//! `landfall restore disk`: a volume at a point, as a raw file or on a block device.
+//! `landfall restore disk`: a volume at a point, as a raw file, as a qcow2 image, or on a block device.
 //!
 //! Invariants:
 //! - what exists is overwritten only if that is asked for, and never while another restore writes to it;
@@ -6,11 +6,14 @@
 //! - the point is resolved once: a restore that goes on does so at the position on record, or not at all;
 //! - the hash is of what the finished target holds, read back from it.
 //!
-//! A block device has no record beside it: the next disk under the same name could be another one.
+//! A block device has no record beside it: the next disk under the same name could be another one. Nor has a qcow2 image,
+//! which is none before it is whole.
 
+use super::mounted::Mounted;
+use super::qcow2::Layout;
 use super::record::{Place, Record};
-use crate::args::{self, Global, OfVolume};
-use crate::control::api::{At, Endpoint, MountRequest};
+use crate::args::{self, DiskFormat, Global, OfVolume};
+use crate::control::api::At;
 use crate::exit::{Context, Failure};
 use crate::human;
 use crate::point::Point;
@@ -25,8 +28,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::Duration;
-use transport::nbd::client::{Address, Client};
+use transport::nbd::client::Client;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Connections that read at the same time. A read-only point is the same on all of them.
@@ -35,11 +37,11 @@ const READERS: usize = 4;
 /// What one of them takes at a time.
 const CHUNK_BYTES: u64 = 4 << 20;
 
+/// What is asked at a time for what is data.
+const STATUS_BYTES: u64 = 1 << 30;
+
 /// Synced and put on record at once: what a kill costs at most.
 const STRIDE_BYTES: u64 = 256 << 20;
-
-/// The daemon has this long for each answer.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The answer.
 #[derive(Serialize)]
@@ -65,10 +67,36 @@ struct Target {
     kind: Kind,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
     Device,
+    /// A qcow2 image; its layout, once it is known what is data.
+    Image(Option<Layout>),
+}
+
+impl Target {
+    fn is_device(&self) -> bool {
+        matches!(self.kind, Kind::Device)
+    }
+
+    /// Whether it is on record how far it has come.
+    fn is_recorded(&self) -> bool {
+        matches!(self.kind, Kind::File)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> std::io::Result<()> {
+        match &self.kind {
+            Kind::Image(Some(layout)) => layout.write(&self.file, bytes, at),
+            _ => self.file.write_all_at(bytes, at),
+        }
+    }
+
+    fn read(&self, buf: &mut [u8], at: u64) -> std::io::Result<()> {
+        match &self.kind {
+            Kind::Image(Some(layout)) => layout.read(&self.file, buf, at),
+            _ => self.file.read_exact_at(buf, at),
+        }
+    }
 }
 
 /// Carries it out.
@@ -91,28 +119,16 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
         (None, Some(at)) => at,
         (None, None) => return Err(Failure::usage("--at is needed, or --resume")),
     };
-    // The mount ends with this connection, so it is kept until the last byte is read.
-    let mut control = global.connect()?;
-    let request = MountRequest::read_only(group, at);
-    let mount = control.mount(request)?;
-    let export = mount.volumes.iter().find(|found| found.name == *volume);
-    let export = export.and_then(|found| found.export.as_deref()).ok_or_else(|| {
-        Failure::refused(format_args!("group {group} has no volume {volume} at LSN {}", mount.at.lsn))
-            .next(format_args!("`landfall status` lists the volumes of {group}"))
-    })?;
-    let address = match mount.endpoint {
-        Endpoint::Unix(path) => Address::Unix(path),
-        Endpoint::Tcp(address) => return Err(Failure::failed(format_args!("served at {address} unasked"))),
-    };
-    let mut readers = (0..READERS)
-        .map(|_| Client::connect(&address, export, PATIENCE))
-        .collect::<Result<Vec<_>, _>>()
-        .context(|| format!("{group}/{volume} at LSN {} cannot be read", mount.at.lsn))?;
+    let mount = Mounted::new(global, &arguments.volume, at)?;
+    let mut readers = (0..READERS).map(|_| mount.connect()).collect::<Result<Vec<_>, _>>()?;
     let size = readers.iter().map(Client::size).min().unwrap_or_default();
-    let target = match resumed {
+    let mut target = match resumed {
         Some(target) => target,
         None => open(path, arguments)?,
     };
+    if let (Kind::Image(layout), Some(reader)) = (&mut target.kind, readers.first_mut()) {
+        *layout = Some(Layout::new(size, data(reader, size).map_err(Failure::failed)?));
+    }
     let mut record = match recorded {
         Some(record) if record.at == mount.at && record.size_bytes == size => record,
         Some(record) => {
@@ -129,17 +145,21 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
     };
     let resumed_bytes = record.done_bytes;
     let data_bytes = copy(&target, &place, &mut record, &mut readers, &name)?;
-    drop(control);
-    let xxh3_128 = hash(&target.file, size).context(|| format!("{name} cannot be read back"))?;
-    if target.kind == Kind::File {
+    let at = mount.at;
+    drop(mount);
+    if let Kind::Image(Some(layout)) = &target.kind {
+        layout.finish(&target.file).context(|| format!("{name} cannot be written"))?;
+    }
+    let xxh3_128 = hash(&target, size).context(|| format!("{name} cannot be read back"))?;
+    if target.is_recorded() {
         place.remove()?;
     }
-    let age_ms = time::now().0.saturating_sub(mount.at.time.0.0) / 1_000_000;
+    let age_ms = time::now().0.saturating_sub(at.time.0.0) / 1_000_000;
     let (group, volume) = (group.clone(), volume.clone());
     let restored = Restored {
         group,
         volume,
-        at: mount.at,
+        at,
         age_ms,
         to: name,
         size_bytes: size,
@@ -173,6 +193,15 @@ fn open(path: &Path, arguments: &args::RestoreDisk) -> Result<Target, Failure> {
     let cannot = || format!("{name} cannot be written");
     let mut options = OpenOptions::new();
     options.read(true).write(true);
+    if arguments.resume && arguments.format != DiskFormat::Raw {
+        return Err(
+            Failure::usage("only a restore to a raw file can be resumed").next("begin anew with --overwrite")
+        );
+    }
+    let of_file = match arguments.format {
+        DiskFormat::Raw => Kind::File,
+        DiskFormat::Qcow2 => Kind::Image(None),
+    };
     let kind = match std::fs::metadata(path) {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
             if arguments.resume {
@@ -180,7 +209,7 @@ fn open(path: &Path, arguments: &args::RestoreDisk) -> Result<Target, Failure> {
                     .next("leave out --resume"));
             }
             options.create_new(true);
-            Kind::File
+            of_file
         }
         Err(err) => return Err(err).context(cannot),
         Ok(_) if !arguments.overwrite && !arguments.resume => {
@@ -188,8 +217,12 @@ fn open(path: &Path, arguments: &args::RestoreDisk) -> Result<Target, Failure> {
                 "--resume goes on with a restore that was cut off, --overwrite replaces what is there",
             ));
         }
-        Ok(found) if found.is_file() => Kind::File,
+        Ok(found) if found.is_file() => of_file,
         Ok(found) if found.file_type().is_block_device() => {
+            if arguments.format != DiskFormat::Raw {
+                return Err(Failure::refused(format_args!("{name} is a device: it is written as it is"))
+                    .next("leave out --format"));
+            }
             if arguments.resume {
                 return Err(Failure::refused(format_args!(
                     "{name} is a device: no restore to it is on record"
@@ -240,10 +273,14 @@ fn recorded(
 /// Makes the target empty and of the right length.
 fn begin(target: &Target, place: &Place, name: &str, size: u64) -> Result<(), Failure> {
     let cannot = || format!("{name} cannot be written");
-    match target.kind {
-        Kind::File => {
+    match &target.kind {
+        Kind::File | Kind::Image(_) => {
+            let len = match &target.kind {
+                Kind::Image(Some(layout)) => layout.file_bytes(),
+                _ => size,
+            };
             place.remove()?;
-            target.file.set_len(0).and_then(|()| target.file.set_len(size)).context(cannot)
+            target.file.set_len(0).and_then(|()| target.file.set_len(len)).context(cannot)
         }
         Kind::Device => {
             let room = (&target.file).seek(SeekFrom::End(0)).context(cannot)?;
@@ -273,16 +310,38 @@ fn copy(
     while record.done_bytes < record.size_bytes {
         let end = record.size_bytes.min(record.done_bytes.saturating_add(STRIDE_BYTES));
         data += stride(target, record.done_bytes, end, readers, &mut progress).map_err(|why| {
-            Failure::failed(format_args!("{name}: {why}")).next("--resume goes on with a file")
+            Failure::failed(format_args!("{name}: {why}")).next("--resume goes on with a raw file")
         })?;
         // Before the record says so.
         target.file.sync_all().context(|| format!("{name} cannot be synced"))?;
         record.done_bytes = end;
-        if target.kind == Kind::File {
+        if target.is_recorded() {
             place.save(record)?;
         }
     }
     Ok(data)
+}
+
+/// Where there is data, in ascending order.
+fn data(reader: &mut Client, size: u64) -> Result<Vec<(u64, u64)>, String> {
+    let (mut ranges, mut at): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
+    while at < size {
+        let before = at;
+        let len = (size - at).min(STATUS_BYTES) as u32;
+        for stretch in reader.block_status(at, len).map_err(|err| err.to_string())? {
+            let end = at.saturating_add(stretch.len).min(size);
+            match ranges.last_mut() {
+                _ if stretch.hole => {}
+                Some((_, last)) if *last == at => *last = end,
+                _ => ranges.push((at, end)),
+            }
+            at = end;
+        }
+        if at == before {
+            return Err(format!("the daemon does not say what is at byte {at}"));
+        }
+    }
+    Ok(ranges)
 }
 
 /// Copies a part with all readers at once.
@@ -340,14 +399,11 @@ fn work(
                     reader.read(at, part).map_err(|err| format!("reading at byte {at}: {err}"))?;
                     data += len;
                 }
-                if stretch.hole && target.kind == Kind::Device {
+                if stretch.hole && target.is_device() {
                     part.fill(0);
                 }
-                if !stretch.hole || target.kind == Kind::Device {
-                    target
-                        .file
-                        .write_all_at(part, at)
-                        .map_err(|err| format!("writing at byte {at}: {err}"))?;
+                if !stretch.hole || target.is_device() {
+                    target.write(part, at).map_err(|err| format!("writing at byte {at}: {err}"))?;
                 }
                 at += len;
             }
@@ -360,14 +416,14 @@ fn work(
     }
 }
 
-fn hash(file: &File, size: u64) -> std::io::Result<String> {
+fn hash(target: &Target, size: u64) -> std::io::Result<String> {
     let mut progress = Progress::bytes("reading back", size);
     let mut hasher = Xxh3::new();
     let mut buf = vec![0; CHUNK_BYTES as usize];
     let mut at = 0;
     while at < size {
         let part = &mut buf[..CHUNK_BYTES.min(size - at) as usize];
-        file.read_exact_at(part, at)?;
+        target.read(part, at)?;
         hasher.update(part);
         at += part.len() as u64;
         progress.add(part.len() as u64);

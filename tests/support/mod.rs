@@ -4,10 +4,12 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`node`] | a `landfall` daemon, and the pair `east` (primary) and `west` (replica) |
+//! | [`image`] | filesystems in files, and restores out of volumes that hold them |
 //! | [`disk`] | a volume as a mounted filesystem: FUSE file, loop device, ext4 |
 //! | [`postgres`] | a PostgreSQL cluster on it |
 //! | [`tool`] | running programs; saying that one is missing |
 //! | [`random`] | a seeded generator |
+//! | [`tree`] | a tree of files with one of each, and the comparison of two |
 //!
 //! What holds: whatever a value started, mounted or attached ends when it is dropped, also by a panic; processes
 //! are ended by the number of the child, never by a name.
@@ -21,10 +23,12 @@
 )]
 
 pub mod disk;
+pub mod image;
 pub mod node;
 pub mod postgres;
 pub mod random;
 pub mod tool;
+pub mod tree;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -136,13 +137,14 @@ pub struct Node {
     pub dir: PathBuf,
     sockets: PathBuf,
     role: &'static str,
+    user: Option<u32>,
     child: Option<Child>,
 }
 
 impl Node {
     fn named(dir: &Path, name: &'static str, role: &'static str) -> Node {
         let dir = dir.join(name);
-        Node { name, sockets: dir.join("data"), dir, role, child: None }
+        Node { name, sockets: dir.join("data"), dir, role, user: None, child: None }
     }
 
     pub fn config(&self) -> PathBuf {
@@ -194,6 +196,14 @@ impl Node {
             .collect::<String>();
         assert_eq!(found, 1, "places for {key} in {}", path.display());
         std::fs::write(&path, changed).expect("the configuration can be changed");
+    }
+
+    /// Gives all that is the node's to another user, whom the daemon and the commands run as from now on. Needs root.
+    #[track_caller]
+    pub fn give_to(&mut self, user: u32) {
+        assert!(self.child.is_none(), "{} runs", self.name);
+        tool::run("chown", ["-R", &format!("{user}:{user}"), self.dir.to_str().expect("plain")]);
+        self.user = Some(user);
     }
 
     /// Starts the daemon and waits until it answers.
@@ -260,6 +270,9 @@ impl Node {
     pub fn command<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut command = landfall();
         command.arg("--config").arg(self.config()).args(arguments);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 
