@@ -455,8 +455,10 @@ impl Node {
 
     /// Up to where no replica that the log is kept for needs it; the log's end if there is none.
     pub(crate) fn held_for_replicas(&self) -> Lsn {
-        let keeps =
-            |follower: &&super::Follower| follower.lack.as_ref().is_none_or(super::span::Lack::holds_log);
+        // One that only a copy of everything can catch up has no use for records from before it.
+        let keeps = |follower: &&super::Follower| {
+            !follower.needs_copy && follower.lack.as_ref().is_none_or(super::span::Lack::holds_log)
+        };
         let slowest = self.followers.values().filter(keeps).map(|follower| follower.held).min();
         slowest.unwrap_or(self.log.durable().lsn)
     }

@@ -213,8 +213,9 @@ impl World {
         m.looked = [None; 3];
         let Some(live) = m.live.take() else { return };
         // A failed sync leaves as much open as a power cut: a page may have been dropped as clean.
-        // Perhaps nobody has been told of it yet.
-        if death == Death::Power || live.node.failed().is_some() || live.sync_failed {
+        // Perhaps one has, and nobody has been told of it yet.
+        let untold = m.rules && !live.sync.is_idle();
+        if death == Death::Power || live.node.failed().is_some() || untold {
             m.death = Death::Power;
         }
         let counts = [live.node.failed().is_some(), live.node.is_hydrating(), !live.bulk.is_idle()];
