@@ -4,7 +4,7 @@
 //! - nothing is written to the log, the base images or the points: what a guest changes goes to a file of its own, at
 //!   the volume's own offsets, and a block of 4 KiB that no guest has changed is read from the point;
 //! - the blocks of all volumes of a mount that hold data stay within its [`Budget`], and the disk keeps
-//!   [`RESERVE_BYTES`] free: a guest that writes more is told that there is no space, and replication has its own;
+//!   a gibibyte free: a guest that writes more is told that there is no space, and replication has its own;
 //! - memory is bounded by the volumes: two sets of [`crate::extents`], at the worst 88 MiB for each tebibyte.
 //!
 //! It promises no durability. The mount ends with the daemon, and what was written to it is gone then by intent, so
