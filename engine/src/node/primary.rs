@@ -455,9 +455,11 @@ impl Node {
 
     /// Up to where no replica that the log is kept for needs it; the log's end if there is none.
     pub(crate) fn held_for_replicas(&self) -> Lsn {
-        // One that only a copy of everything can catch up has no use for records from before it.
-        let keeps = |follower: &&super::Follower| {
-            !follower.needs_copy && follower.lack.as_ref().is_none_or(super::span::Lack::holds_log)
+        // One that only a copy of everything can catch up has no use for records from before it. (What is on record of its
+        // lacks may need them all the same.)
+        let keeps = |follower: &&super::Follower| match &follower.lack {
+            Some(lack) => lack.holds_log(),
+            None => !follower.needs_copy,
         };
         let slowest = self.followers.values().filter(keeps).map(|follower| follower.held).min();
         slowest.unwrap_or(self.log.durable().lsn)

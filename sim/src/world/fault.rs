@@ -112,6 +112,10 @@ impl World {
                 if place.is_some() {
                     self.machines[*node].damaged = true;
                     self.machines[*node].base_rots += 1;
+                    let fills = |live: &super::machine::Live| live.node.is_hydrating();
+                    if self.machines[*node].live.as_ref().is_some_and(fills) {
+                        self.rot_spreads();
+                    }
                 }
             }
             Event::Verify { on_mismatch } => self.verify(*on_mismatch)?,

@@ -209,6 +209,9 @@ impl World {
         if self.timelines.contains_key(&own) {
             return Ok(());
         }
+        if self.machines[machine].base_rots > 0 {
+            self.rot_spreads();
+        }
         let parent = history.len().checked_sub(2).map(|before| key(&history[before]));
         let timeline = match parent {
             None => Timeline::new(self.first_image()),
@@ -223,6 +226,12 @@ impl World {
         self.timelines.insert(own, timeline);
         self.new_guest(own, machine);
         Ok(())
+    }
+
+    /// What a primary fills its disks from has rotted: nothing tells it, and what it serves, and sends to replicas that
+    /// differ, is that.
+    pub(super) fn rot_spreads(&mut self) {
+        self.machines.iter_mut().for_each(|machine| machine.damaged = true);
     }
 
     /// Somebody opens a point, for a while.
