@@ -2,7 +2,8 @@
 
 use crate::args::Global;
 use crate::control::api::{
-    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Mount, Repair, Role, State, Status, Stretch, Verdict,
+    CatchUp, CatchingUp, Group, Link, LinkState, Moment, Mount, Repair, Role, State, Status, Stretch,
+    Verdict, WaitsFor,
 };
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
@@ -142,7 +143,19 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
         out.push_str(&links.render());
     }
     for replica in &group.replicas {
-        if let Some(CatchingUp { state, bytes }) = replica.catching_up {
+        if let Some(CatchingUp { state, bytes, bytes_s, waits_for }) = replica.catching_up {
+            let pace = match (waits_for, bytes_s) {
+                (Some(WaitsFor::Link), _) => "; it goes on when the link is back".to_owned(),
+                (Some(WaitsFor::Room), _) => {
+                    "; it waits for room in the log, which guests fill faster than replicas follow".to_owned()
+                }
+                (None, None) => String::new(),
+                (None, Some(0)) => "; nothing was copied in the last seconds".to_owned(),
+                (None, Some(pace)) => {
+                    let left = duration_ms(bytes.saturating_mul(1_000) / pace);
+                    format!(", at {}/s: about {left} left", Bytes(pace))
+                }
+            };
             let (name, bytes) = (clean(&replica.name), Bytes(bytes));
             let _ = match state {
                 CatchUp::Tracked => writeln!(
@@ -150,7 +163,9 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
                     "  {name} is away for longer than the log holds: {bytes} have changed since, and are copied when \
                      it is back"
                 ),
-                CatchUp::Span => writeln!(out, "  {name} is in a sync span: {bytes} are yet to be copied"),
+                CatchUp::Span => {
+                    writeln!(out, "  {name} is in a sync span: {bytes} are yet to be copied{pace}")
+                }
                 CatchUp::NeedsCopy => writeln!(
                     out,
                     "  {name} needs a copy of everything, {bytes}: `landfall resync {} {name}` allows it",
@@ -377,6 +392,24 @@ pub(crate) mod tests {
                 drill: None,
             }],
         }
+    }
+
+    #[test]
+    fn a_catch_up_says_how_long_it_takes() {
+        let line = |bytes_s, waits_for| {
+            let mut status = sample();
+            let state = CatchUp::Span;
+            let lack = CatchingUp { state, bytes: 600 << 20, bytes_s, waits_for };
+            status.groups[0].replicas[0].catching_up = Some(lack);
+            let text = text(&status, NOW);
+            text.lines().find(|line| line.contains("sync span")).expect("it is told").trim().to_owned()
+        };
+        let begins = "west is in a sync span: 600 MiB are yet to be copied";
+        assert_eq!(line(None, None), begins, "too early to say");
+        assert_eq!(line(Some(20 << 20), None), format!("{begins}, at 20 MiB/s: about 30s left"));
+        assert_eq!(line(Some(0), None), format!("{begins}; nothing was copied in the last seconds"));
+        assert!(line(Some(0), Some(WaitsFor::Room)).contains("waits for room in the log"));
+        assert!(line(Some(9), Some(WaitsFor::Link)).contains("when the link is back"));
     }
 
     #[test]

@@ -615,6 +615,22 @@ pub(crate) struct CatchingUp {
     pub(crate) state: CatchUp,
     /// Bytes that are to be copied.
     pub(crate) bytes: u64,
+    /// Bytes a second that were copied in the last ten seconds; absent where nothing is, or it is too early to say.
+    #[serde(default)]
+    pub(crate) bytes_s: Option<u64>,
+    /// What a span waits for, if it does.
+    #[serde(default)]
+    pub(crate) waits_for: Option<WaitsFor>,
+}
+
+/// What a sync span waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WaitsFor {
+    /// The replica is not connected.
+    Link,
+    /// The log is full of what guests write.
+    Room,
 }
 
 /// See [`CatchingUp`].

@@ -1,5 +1,6 @@
 //! A group of this node: the engine's runtime, and what the link asks of it in both directions.
 
+use super::paces::Paces;
 use crate::config::{self, Ack, OnFull, Role};
 use crate::control::api::{At, LinkState as Shown, Moment};
 use crate::exit::Failure;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::frame::Heartbeat;
@@ -117,10 +118,19 @@ pub(super) struct Group {
 
 /// What the link watches. Told by the engine after every change.
 struct Told {
+    /// How fast replicas in a span are caught up.
+    paces: Paces,
     /// While this node calls its replicas: as whom, and its durable LSN. Dropped when that changes, which ends the
     /// sessions.
     durable: Mutex<Option<(Epoch, watch::Sender<Lsn>)>>,
     standing: watch::Sender<Standing>,
+}
+
+impl Group {
+    /// Bytes a second that were copied to a replica in a span lately, with `left` yet to be copied.
+    pub(super) fn pace_of(&self, replica: &str, left: u64) -> Option<u64> {
+        self.told.paces.of(replica, Instant::now(), left)
+    }
 }
 
 impl Told {
@@ -134,6 +144,7 @@ impl Told {
             (epoch, sender)
         });
         drop(durable);
+        self.paces.note(Instant::now(), node.left_to_copy());
         let standing =
             Standing { durable: node.acknowledgeable(), refusing: refusing(node), asks: node.asks().into() };
         self.standing.send_if_modified(|known| {
@@ -159,8 +170,11 @@ impl Group {
         node: NodeId,
         config: &config::Group,
     ) -> Result<Group, Failure> {
-        let told =
-            Arc::new(Told { durable: Mutex::new(None), standing: watch::channel(Standing::default()).0 });
+        let told = Arc::new(Told {
+            paces: Paces::default(),
+            durable: Mutex::new(None),
+            standing: watch::channel(Standing::default()).0,
+        });
         let observer = told.clone();
         let opened = runtime::Group::open(
             storage,

@@ -15,6 +15,7 @@ mod changes;
 mod groups;
 mod logs;
 mod mounts;
+mod paces;
 mod protect;
 mod show;
 mod volumes;

@@ -7,7 +7,7 @@ use crate::config::{Config, OnFull};
 use crate::control::api::{
     At, CatchUp, CatchingUp, Checks, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Mismatch,
     Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Record, Reign, Repair, Replica, Role,
-    Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, Window,
+    Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, WaitsFor, Window,
 };
 use crate::point::Point;
 use crate::time;
@@ -267,16 +267,30 @@ fn replica(group: &Group, known: &engine::node::report::ReplicaReport, now: Time
             bytes: known.lag_bytes.unwrap_or(0),
             ms: known.lag_since.map_or(0, |since| ms_between(since, now)),
         },
-        catching_up: known.lacking.map(|lacking| CatchingUp {
-            state: match lacking.state {
-                engine::node::report::CatchUp::Tracked => CatchUp::Tracked,
-                engine::node::report::CatchUp::Span => CatchUp::Span,
-                engine::node::report::CatchUp::NeedsCopy => CatchUp::NeedsCopy,
-            },
-            bytes: lacking.bytes,
-        }),
+        catching_up: known.lacking.map(|lacking| catching_up(group, known, lacking)),
         alarms: known.alarm.iter().cloned().collect(),
     }
+}
+
+fn catching_up(
+    group: &Group,
+    known: &engine::node::report::ReplicaReport,
+    lacking: engine::node::report::Lacking,
+) -> CatchingUp {
+    let state = match lacking.state {
+        engine::node::report::CatchUp::Tracked => CatchUp::Tracked,
+        engine::node::report::CatchUp::Span => CatchUp::Span,
+        engine::node::report::CatchUp::NeedsCopy => CatchUp::NeedsCopy,
+    };
+    let bytes_s = group.pace_of(&known.name, lacking.bytes).filter(|_| state == CatchUp::Span);
+    let waits_for = match (state, known.connected) {
+        (CatchUp::Span, false) => Some(WaitsFor::Link),
+        (CatchUp::Span, true) if bytes_s == Some(0) && !group.engine.peek(|node| node.has_room_to_copy()) => {
+            Some(WaitsFor::Room)
+        }
+        _ => None,
+    };
+    CatchingUp { state, bytes: lacking.bytes, bytes_s, waits_for }
 }
 
 fn ms_between(earlier: Timestamp, later: Timestamp) -> u64 {

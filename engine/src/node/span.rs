@@ -632,14 +632,21 @@ impl Node {
         now.mono >= self.work.copy_at && self.followers.values().any(ready)
     }
 
+    /// Whether the log has room for copies beside what guests write.
+    #[must_use]
+    pub fn has_room_to_copy(&self) -> bool {
+        let limits = self.config.limits.log;
+        let room = limits.log_bytes.saturating_sub(self.log.used_bytes());
+        room >= COPY_RESERVE_SEGMENTS * limits.segment_bytes
+    }
+
     /// The next copy to read, or the end of a span.
     pub(crate) fn poll_copy(&mut self, now: Now) -> Option<Job> {
         if self.state.role != Role::Primary || !self.copy_is_due(now) {
             return None;
         }
         let limits = self.config.limits.log;
-        let room = limits.log_bytes.saturating_sub(self.log.used_bytes());
-        if room < COPY_RESERVE_SEGMENTS * limits.segment_bytes {
+        if !self.has_room_to_copy() {
             self.work.copy_at = now.mono.plus_ms(GUEST_MS);
             return None;
         }
@@ -776,6 +783,14 @@ impl Node {
         let lack = follower.lack.as_ref()?;
         let state = if lack.joined { CatchUp::Span } else { CatchUp::Tracked };
         Some(Lacking { state, bytes: lack.extents.bytes() })
+    }
+
+    /// Bytes that are yet to be copied to each replica in a span.
+    pub fn left_to_copy(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.followers.iter().filter_map(|(name, follower)| {
+            let lack = follower.lack.as_ref().filter(|lack| lack.joined)?;
+            Some((name.as_str(), lack.extents.bytes()))
+        })
     }
 
     /// Whether only a copy of everything could catch a replica up, and nobody has allowed it.
