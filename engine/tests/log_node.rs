@@ -654,7 +654,7 @@ fn w33_a_state_that_cannot_be_used_is_not_replaced() {
     let half = bytes.len() / 2;
     let mut newer = bytes.clone();
     for place in [0, half] {
-        newer[place + 8] = 4;
+        newer[place + 8] = 5;
         let len = u32::from_le_bytes(newer[place + 24..place + 28].try_into().expect("four bytes")) as usize;
         let mut hasher = crc32fast::Hasher::new_with_initial(1);
         hasher.update(&newer[place..place + 12]);
@@ -665,7 +665,7 @@ fn w33_a_state_that_cannot_be_used_is_not_replaced() {
     let mut damaged = bytes.clone();
     (damaged[20], damaged[half + 20]) = (!damaged[20], !damaged[half + 20]);
     let cases: [(Option<Vec<u8>>, &str); 4] = [
-        (Some(newer), "format version 4 is newer than this program understands"),
+        (Some(newer), "format version 5 is newer than this program understands"),
         (Some(damaged), "is damaged in both of its places"),
         (Some(vec![0; bytes.len()]), "holds a log but no state file"),
         (None, "holds a log but no state file"),
