@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`config`] | what an operator decides |
 //! | [`open`] | from the files to a node |
+//! | `disks` | the files of its volumes |
 //! | [`primary`] | guest requests, replicas that follow |
 //! | [`replica`] | following a primary |
 //! | `protect` | volumes that join a group while it runs |
@@ -37,6 +38,7 @@ pub mod check;
 pub mod checkpoint;
 mod coarse;
 pub mod config;
+mod disks;
 pub mod fold;
 pub mod handover;
 pub mod hydrate;

@@ -5,7 +5,7 @@
 //! if need be: the cut of the log at X (the history says where), the first record of the new reign, the filling
 //! of the disks.
 
-use super::{Follower, Node, open};
+use super::{Follower, Node, disks, open};
 use crate::event::{Kind, Promoted, encode_body};
 use crate::guest::Refusal;
 use crate::peer::TakesBack;
@@ -284,10 +284,10 @@ impl Node {
             // What is on record as filled is not filled again, so the disk has to be the one that was.
             let is_begun = hydration.done.iter().any(|(of, done)| of == id && *done > 0);
             volume.backing = Some(match is_begun {
-                true => open::open_backing(&*self.storage, &self.config, &volume.spec)?,
+                true => disks::open_backing(&*self.storage, &self.config, &volume.spec)?,
                 false => {
-                    let path = open::backing_path(&self.config, &volume.spec.name);
-                    open::make_target(&*self.storage, &path, &volume.spec)?
+                    let path = disks::backing_path(&self.config, &volume.spec.name);
+                    disks::make_target(&*self.storage, &path, &volume.spec)?
                 }
             });
         }

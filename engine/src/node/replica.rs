@@ -12,7 +12,7 @@
 //! happens to this process.
 
 use super::rejoin::Parting;
-use super::{LastPrimary, Node, Volume, coarse, open};
+use super::{LastPrimary, Node, Volume, coarse, disks, open};
 use crate::event::{FLAG_AGAIN, Kind, MAX_BODY_BYTES};
 use crate::overlay::Overlay;
 use crate::peer::{Batch, Hello, Rebuff, TakesBack, Welcome};
@@ -254,8 +254,8 @@ impl Node {
                 assert!(record.payload.len() <= MAX_BODY_BYTES, "the log has checked the length");
                 let spec = open::spec_of(header, &record.payload)
                     .ok_or_else(|| format!("LSN {}: a volume that cannot be", header.lsn))?;
-                let any = open::Presence::Any;
-                let base = open::open_kept(&*self.storage, &self.config, &self.state, &spec, any)
+                let any = disks::Presence::Any;
+                let base = disks::open_kept(&*self.storage, &self.config, &self.state, &spec, any)
                     .map_err(|error| error.to_string())?;
                 tracing::info!(
                     group = %self.config.name, volume = spec.name, size = spec.size,
