@@ -67,6 +67,10 @@ impl Plan {
         Plan { extent, parts }
     }
 
+    pub(crate) fn into_parts(self) -> Vec<(Extent, From)> {
+        self.parts
+    }
+
     /// The part of it that lies in `extent`, which must lie within.
     pub(crate) fn within(&self, extent: Extent) -> Plan {
         let parts = self.parts.iter().filter_map(|(part, from)| {
@@ -124,13 +128,14 @@ impl Plan {
         };
         let records: Vec<_> = self.parts.iter().filter_map(of_record).collect();
         let mut order: Vec<usize> = (0..records.len()).collect();
-        order.sort_by_key(|&index| (records[index].0.scan_tip.lsn, records[index].0.offset));
+        let place = |record: &InRecord| (record.scan_tip.lsn, record.end, record.offset);
+        order.sort_by_key(|&index| place(&records[index].0));
         let mut found = vec![Bytes::new(); records.len()];
         let mut walk: Option<Walk> = None;
         for index in order {
             let (record, len) = &records[index];
             let walk = match &mut walk {
-                Some(walk) if walk.from == record.scan_tip.lsn => walk,
+                Some(walk) if walk.leads_to(record) => walk,
                 other => other.insert(Walk::begin(record)),
             };
             found[index] = walk.read(record.offset, *len)?;
@@ -223,8 +228,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 
 /// Reading parts of records in the order in which they stand in a file.
 struct Walk {
-    /// The record before the first.
+    /// The record before the first, and the byte behind the last that counts: a branch goes on in the same file.
     from: Lsn,
+    end: u64,
     file: Arc<dyn File>,
     seed: Seed,
     scan: Scan,
@@ -236,7 +242,13 @@ impl Walk {
     fn begin(record: &InRecord) -> Walk {
         let InRecord { file, seed, end, scan_from, scan_tip, .. } = record;
         let scan = Scan::new(file.clone(), *seed, *end, *scan_from, *scan_tip);
-        Walk { from: scan_tip.lsn, file: file.clone(), seed: *seed, scan, last: (0, 0, Bytes::new()) }
+        let last = (0, 0, Bytes::new());
+        Walk { from: scan_tip.lsn, end: *end, file: file.clone(), seed: *seed, scan, last }
+    }
+
+    /// Whether it comes by a record: of two files that begin behind one record, each belongs to another line.
+    fn leads_to(&self, record: &InRecord) -> bool {
+        (self.from, self.end) == (record.scan_tip.lsn, record.end) && Arc::ptr_eq(&self.file, &record.file)
     }
 
     /// `len` bytes from byte `offset` of the file, which lie in one payload, at or behind the last that were read.

@@ -27,7 +27,7 @@ fn write_some(primary: &mut Driven) {
 
 fn open(dir: &TempDir, node: &Driven) -> (PathBuf, Projection) {
     let path = dir.0.join("sled");
-    let projection = Projection::open(&path, node.node.durable().lsn, node.node.state().epoch());
+    let projection = Projection::open(&path, node.node.durable().lsn);
     (path, projection.expect("opened"))
 }
 
@@ -78,6 +78,6 @@ fn a_promotion_cuts_the_catalog_where_it_cut_the_log() {
     projection.flush().expect("flushed");
     drop(projection);
     let durable = replica.node.durable().lsn;
-    let again = Projection::open(&path, durable, replica.node.state().epoch()).expect("opened");
+    let again = Projection::open(&path, durable).expect("opened");
     assert!(again.projected().expect("the catalog answers").1 > newest);
 }

@@ -8,8 +8,11 @@
 //! - A file is only used again after the state file says, durably, that nothing in it is needed.
 
 use super::chain::Tip;
-use super::format::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::format::{Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader};
+use super::scan::{Depth, Scan};
+use super::ship::{ReadError, step};
 use crate::io::{File, OpenMode, Storage, make_dir};
+use crate::read::InRecord;
 use crate::types::{Epoch, GroupId, Lsn, Timestamp};
 use std::io::{Error, IoSlice, Result};
 use std::sync::Arc;
@@ -90,6 +93,22 @@ impl Segment {
             Some(index) => (self.waypoints[index].1, self.waypoints[index].2),
             None => (SEGMENT_HEADER_BYTES as u64, self.start),
         }
+    }
+
+    /// How to read a stretch of a payload back that begins at byte `offset` of the file.
+    pub(super) fn in_record(&self, seed: Seed, offset: u64) -> InRecord {
+        let (scan_from, scan_tip) = self.place_at(offset);
+        InRecord { file: self.file.clone(), seed, end: self.end, scan_from, scan_tip, offset }
+    }
+
+    /// The tip at one of the records, and the byte behind it. Reads up to a mebibyte.
+    pub(super) fn tip_at(&self, seed: Seed, lsn: Lsn) -> std::result::Result<(Tip, u64), ReadError> {
+        let (offset, tip) = self.place_before(lsn);
+        let mut scan = Scan::new(self.file.clone(), seed, self.end, offset, tip);
+        while scan.tip().lsn < lsn {
+            step(&mut scan, self.slot, Depth::Headers)?;
+        }
+        Ok((scan.tip(), scan.offset()))
     }
 
     /// Forgets what lies behind `lsn`, whose record ends at `end`.

@@ -253,15 +253,7 @@ impl Log {
     #[must_use]
     pub(crate) fn in_record(&self, place: super::Place) -> Option<crate::read::InRecord> {
         let segment = self.line.iter().rev().find(|segment| segment.slot == place.segment)?;
-        let (scan_from, scan_tip) = segment.place_at(place.offset);
-        Some(crate::read::InRecord {
-            file: segment.file.clone(),
-            seed: self.seed,
-            end: segment.end,
-            scan_from,
-            scan_tip,
-            offset: place.offset,
-        })
+        Some(segment.in_record(self.seed, place.offset))
     }
 
     /// Durable records from `from` on.
@@ -318,13 +310,8 @@ impl Log {
                 None => at_end.then_some((self.tip, segment.slot, segment.end)),
             });
         }
-        let (offset, tip) = segment.place_before(lsn);
-        let slot = segment.slot;
-        let mut scan = Scan::new(segment.file.clone(), self.seed, segment.end, offset, tip);
-        while scan.tip().lsn < lsn {
-            step(&mut scan, slot, Depth::Headers)?;
-        }
-        Ok(Some((scan.tip(), slot, scan.offset())))
+        let (tip, end) = segment.tip_at(self.seed, lsn)?;
+        Ok(Some((tip, segment.slot, end)))
     }
 
     /// The segment that holds `lsn`, and a scan that stands before that record.
@@ -447,7 +434,7 @@ impl Log {
 }
 
 /// The next record, which must be there; its payload if the depth asks for it.
-fn step(scan: &mut Scan, slot: u32, depth: Depth) -> Result<(Header, Bytes), ReadError> {
+pub(super) fn step(scan: &mut Scan, slot: u32, depth: Depth) -> Result<(Header, Bytes), ReadError> {
     let (offset, lsn) = (scan.offset(), scan.tip().lsn.next());
     match scan.next(depth).map_err(|error| ReadError::Io { slot, error })? {
         Ok((header, _, payload)) => Ok((header, Bytes::copy_from_slice(payload))),

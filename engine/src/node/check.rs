@@ -153,6 +153,11 @@ enum Outcome {
 }
 
 impl Checks {
+    /// A part is being compared.
+    pub(super) fn is_comparing(&self) -> bool {
+        self.checking.is_some()
+    }
+
     pub(super) fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers

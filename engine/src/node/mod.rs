@@ -22,6 +22,8 @@
 //! | [`rejoin`] | an old primary that is taken back |
 //! | [`handover`] | a planned failover: no write lost, and no two primaries |
 //! | [`branches`] | what was left beside the main line |
+//! | [`branch_states`] | and its points |
+//! | [`reconsider`] | a promotion that is moved to another point |
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
 //! | `coarse` | a replica in a sync span |
@@ -33,6 +35,7 @@
 //! | [`hydrate`] | filling the disks of a promoted node |
 //! | [`report`] | what a node says of itself |
 
+pub mod branch_states;
 pub mod branches;
 pub mod check;
 pub mod checkpoint;
@@ -47,6 +50,7 @@ pub mod points;
 pub mod primary;
 pub mod promote;
 mod protect;
+pub mod reconsider;
 pub mod rejoin;
 pub mod replica;
 pub mod report;
@@ -120,6 +124,8 @@ pub(crate) struct Follower {
     /// An operator allowed a copy of everything.
     pub(crate) full_copy: bool,
     pub(crate) connected: bool,
+    /// A session has compared its log with this one, as this one is.
+    pub(crate) attached: bool,
     /// What it has found by scrubs, and what is done about it.
     pub(crate) verified: verify::Verified,
     /// Something that an operator must know; cleared when the link is well again.

@@ -341,7 +341,7 @@ impl Node {
                         follower.acknowledged, welcome.durable.lsn
                     )
                 });
-                follower.connected = true;
+                (follower.connected, follower.attached) = (true, true);
                 follower.node = Some(welcome.node);
                 follower.acknowledged = welcome.durable.lsn;
                 let from =
@@ -418,7 +418,9 @@ impl Node {
 
     /// A replica holds everything up to `durable`. The link has checked that so much was sent.
     pub fn acknowledged(&mut self, now: Now, replica: &str, durable: Position) {
-        let Some(follower) = self.followers.get_mut(replica) else { return };
+        // A session from before the line was changed speaks of records that are none of it.
+        let attached = |follower: &&mut super::Follower| follower.attached;
+        let Some(follower) = self.followers.get_mut(replica).filter(attached) else { return };
         follower.acknowledged = follower.acknowledged.max(durable.lsn);
         follower.held = follower.held.max(durable.lsn);
         self.copies_acknowledged(replica);
@@ -430,6 +432,7 @@ impl Node {
     pub fn link_changed(&mut self, replica: &str, connected: bool) {
         if let Some(follower) = self.followers.get_mut(replica) {
             follower.connected = connected;
+            follower.attached &= connected;
         }
     }
 

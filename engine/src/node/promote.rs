@@ -39,8 +39,7 @@ pub(super) enum How {
 pub enum PromoteError {
     /// It is primary already, at another point.
     #[error(
-        "this node is already primary of epoch {epoch}, promoted at LSN {at}; nothing was changed. Another \
-         point can be mounted, not promoted"
+        "this node is already primary of epoch {epoch}, promoted at LSN {at}; nothing was changed"
     )]
     AlreadyPrimary {
         /// Its epoch.
@@ -70,6 +69,21 @@ pub enum PromoteError {
     /// It lies within a sync span.
     #[error("{0}")]
     Coarse(String),
+    /// There is no promotion that could be moved.
+    #[error("this node is a replica: there is no promotion that could be moved")]
+    NotPromoted,
+    /// The promotion stands.
+    #[error(
+        "the promotion to epoch {epoch} is committed, or there was none: it cannot be moved. Another point can be \
+         mounted, and a failover to another replica is possible"
+    )]
+    Committed {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// The point of a branch cannot be had.
+    #[error("{0}")]
+    Branch(String),
     /// Somebody else was first, or the epoch that the caller agreed to is not the next any more.
     #[error("epoch {asked} cannot begin: epoch {seen} has been seen; nothing was changed")]
     Conflict {

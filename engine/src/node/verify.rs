@@ -198,6 +198,11 @@ impl Scrub {
 }
 
 impl Verify {
+    /// A part is being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.scanning.is_some()
+    }
+
     /// A guest's write.
     pub(crate) fn note_change(&mut self, volume: VolumeId, extent: Extent) {
         if let Some(scanning) = self.scanning.as_mut().filter(|scanning| scanning.part.volume == volume) {

@@ -28,6 +28,8 @@ use std::time::Duration;
 const GATHER_BYTES: usize = 1 << 20;
 /// Pieces likewise: what one vectored write takes.
 const GATHER_PIECES: usize = 512;
+/// How long nothing is begun while somebody waits for all jobs to be back.
+const REST_MS: u64 = 500;
 /// The piece in which zeros are written where a guest wants its space kept.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -77,6 +79,8 @@ pub(crate) struct Work {
     pub(super) next_checkpoint: Mono,
     /// No file is made ahead before this: there was no space for one.
     retry_at: Mono,
+    /// Nothing is begun before this but syncs: somebody waits for all jobs to be back.
+    rests_until: Mono,
     /// When a guest last asked for something.
     pub(crate) guest_at: Mono,
     /// No copy is read before this.
@@ -105,6 +109,7 @@ impl Work {
             catch_ups: 0,
             next_checkpoint: Mono(0),
             retry_at: Mono(0),
+            rests_until: Mono(0),
             guest_at: Mono(0),
             copy_at: Mono(0),
             copying: false,
@@ -136,6 +141,16 @@ impl Work {
 
     pub(crate) fn is_busy(&self) -> bool {
         self.syncing || self.bulk || self.applying || self.copying
+    }
+
+    /// Whether a job is out, of whatever kind a change of the log's files may not meet; if so, none is begun for a moment,
+    /// so that there is one without.
+    pub(super) fn must_rest(&mut self, now: Now, others: bool) -> bool {
+        let busy = self.is_busy() || self.making || others;
+        if busy {
+            self.rests_until = now.mono.plus_ms(REST_MS);
+        }
+        busy
     }
 
     pub(crate) fn applied(&self) -> Lsn {
@@ -290,6 +305,9 @@ impl Node {
             return None;
         }
         self.settle_handover(now);
+        if lane != Lane::Sync && now.mono < self.work.rests_until {
+            return None;
+        }
         match lane {
             Lane::Sync if self.work.syncing || !self.sync_is_due(now) => None,
             Lane::Sync => {
@@ -338,10 +356,11 @@ impl Node {
         let apply = self.work.dirty_since.map(|since| since.plus_ms(limits.apply_ms));
         let checkpoint = Some(self.work.next_checkpoint);
         let retry = (self.work.retry_at > now.mono).then_some(self.work.retry_at);
+        let rest = (self.work.rests_until > now.mono).then_some(self.work.rests_until);
         let copies = self.followers.values().any(|follower| follower.connected && follower.lack.is_some());
         let copy = (copies && self.work.copy_at > now.mono).then_some(self.work.copy_at);
         let verify = self.verify_wakes(now);
-        [ship, apply, checkpoint, retry, copy, verify].into_iter().flatten().min()
+        [ship, apply, checkpoint, retry, rest, copy, verify].into_iter().flatten().min()
     }
 
     /// Whether [`Node::poll_job`] would very likely give a job of that lane now; cheap, and changes nothing.

@@ -10,7 +10,7 @@ use crate::log::notes::Note;
 use crate::log::ship::Stretch;
 use crate::node::Node;
 use crate::os::catalog::{self, DiskCatalog, Found};
-use crate::types::{Epoch, Lsn, Timestamp};
+use crate::types::{Epoch, Lsn, Reign, Timestamp};
 use std::path::Path;
 
 /// Bytes of log projected at a time.
@@ -23,8 +23,9 @@ pub type Look<'a> = dyn Fn(&mut dyn FnMut(&Node)) + 'a;
 pub struct Projection {
     catalog: DiskCatalog,
     projector: Projector,
-    /// The reign that it was projected under: a new one may have cut the log below.
-    epoch: Epoch,
+    /// The reigns that the catalog holds. Where the node's history is another one, the log was cut, or goes on
+    /// differently.
+    reigns: Vec<Reign>,
 }
 
 /// What is to be projected.
@@ -36,17 +37,29 @@ enum News {
 }
 
 impl Projection {
-    /// Opens the catalog in `path`, or makes an empty one, for a log that is durable up to an LSN of an epoch.
+    /// Opens the catalog in `path`, or makes an empty one, for a log that is durable up to an LSN.
     ///
     /// # Errors
     /// [`Error`]; the group goes on without.
-    pub fn open(path: &Path, durable: Lsn, epoch: Epoch) -> Result<Projection, Error> {
+    pub fn open(path: &Path, durable: Lsn) -> Result<Projection, Error> {
         let (mut catalog, found) = catalog::open(path)?;
         if let Found::Unusable(error) = &found {
             tracing::warn!(path = %path.display(), %error, "the catalog could not be used, and is made anew");
         }
         let projector = Projector::open(&mut catalog, durable)?;
-        Ok(Projection { catalog, projector, epoch })
+        let reigns = catalog.reigns()?;
+        Ok(Projection { catalog, projector, reigns })
+    }
+
+    /// Up to where the catalog is of this history; `None` if all of it is.
+    fn parting(&self, history: &[Reign]) -> Option<Lsn> {
+        let through = self.projector.next().prev();
+        let stale = self.reigns.iter().filter(|known| !history.contains(known));
+        // The first reign has no record that would say so.
+        let unseen = history.iter().filter(|reign| {
+            reign.epoch > Epoch(1) && reign.branch.lsn < through && !self.reigns.contains(reign)
+        });
+        stale.chain(unseen).map(|reign| reign.branch.lsn).min()
     }
 
     /// Projects one more stretch. `look` gives access to the node for a moment. Whether there may be more.
@@ -57,25 +70,26 @@ impl Projection {
         let mut found = None;
         look(&mut |node| {
             let state = node.state();
-            let cut = state.history.last().filter(|reign| reign.epoch > self.epoch);
-            let cut = cut.map(|reign| (reign.epoch, reign.branch.lsn));
+            let cut = self.parting(&state.history);
             let next = self.projector.next();
-            let from = cut.map_or(next, |(_, branch)| next.min(branch.next()));
+            let from = cut.map_or(next, |cut| next.min(cut.next()));
             let from = node.log().ceil(from);
             let durable = node.durable().lsn;
             let source = match node.log().notes().between(from, durable) {
                 Some(notes) => News::Noted(notes, durable),
                 None => News::Logged(node.log().seed(), node.log().read(from, STEP_BYTES)),
             };
-            found = Some((cut, from, state.horizon, source));
+            found = Some((cut, from, state.horizon, source, state.history.clone()));
         });
-        let Some((cut, from, horizon, source)) = found else { return Ok(false) };
-        if let Some((epoch, branch)) = cut {
-            self.projector = Projector::open(&mut self.catalog, branch)?;
-            self.epoch = epoch;
+        let Some((cut, from, horizon, source, history)) = found else { return Ok(false) };
+        if let Some(cut) = cut {
+            self.projector = Projector::open(&mut self.catalog, cut)?;
+            // A reign that another one followed before it had written anything has no record either.
+            self.know(history.iter().filter(|reign| reign.branch.lsn <= cut))?;
         }
         if from > self.projector.next() {
-            // The log does not hold what lies between any more.
+            // The log does not hold what lies between any more, nor the records that began reigns there.
+            self.know(history.iter().filter(|reign| reign.branch.lsn < from))?;
             self.catalog.set_projected_through(from.prev())?;
             self.projector = Projector::open(&mut self.catalog, from.prev())?;
         }
@@ -90,6 +104,14 @@ impl Projection {
             }
             News::Logged(seed, stretch) => self.read(seed, stretch),
         }
+    }
+
+    fn know<'a>(&mut self, reigns: impl Iterator<Item = &'a Reign>) -> Result<(), Error> {
+        for reign in reigns.filter(|reign| reign.epoch > Epoch(1)) {
+            self.catalog.put_reign(reign)?;
+        }
+        self.reigns = self.catalog.reigns()?;
+        Ok(())
     }
 
     fn read(&mut self, seed: Seed, stretch: Stretch) -> Result<bool, Error> {
@@ -135,7 +157,11 @@ impl Projection {
             },
             _ => Entry::Other,
         };
-        self.projector.project(&mut self.catalog, lsn, time, entry)
+        self.projector.project(&mut self.catalog, lsn, time, entry)?;
+        if matches!(entry, Entry::Reign(_)) {
+            self.reigns = self.catalog.reigns()?;
+        }
+        Ok(())
     }
 
     /// The marks from `horizon` on, oldest first.

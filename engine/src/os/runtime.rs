@@ -443,11 +443,8 @@ impl Shared {
 
     /// Keeps the catalog until the group ends, or the catalog fails.
     fn keep_catalog(&self, path: &Path) -> Result<(), catalog::Error> {
-        let (durable, epoch) = {
-            let inner = self.lock();
-            (inner.node.durable().lsn, inner.node.state().epoch())
-        };
-        let opened = Projection::open(path, durable, epoch)?;
+        let durable = self.lock().node.durable().lsn;
+        let opened = Projection::open(path, durable)?;
         *self.catalog.lock().expect("no holder of the lock panics") = Some(opened);
         loop {
             let mut catalog = self.catalog.lock().expect("no holder of the lock panics");

@@ -1,0 +1,288 @@
+//! The states of a branch: any of its points can be opened, as those of the line can.
+//!
+//! A state of a branch is the state at which it left the line, and what the branch has written since. So there are such
+//! states as long as the point at which it left is kept here, which is pinned while one of them is in use. What the branch
+//! has written is looked up in an index of its own, made from its records when it is first asked for; the node goes on
+//! meanwhile.
+
+use super::points::Error;
+use super::{Node, coarse, open};
+use crate::event::{FLAG_AGAIN, Kind, Promoted, VolumeSpec, decode_body};
+use crate::index::{Index, Origin};
+use crate::log::branch::{BranchFiles, BranchReader};
+use crate::log::chain::Tip;
+use crate::log::ship::ReadError;
+use crate::overlay::Content;
+use crate::read::{From, Plan};
+use crate::state::{Branch, Coarse};
+use crate::types::{Extent, Lsn, NodeId, Position, Reign, Timestamp, VolumeId};
+
+/// Why a branch has no states that can be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BranchError {
+    /// The state that it goes on from is not here.
+    #[error("the point at which the branch left the line is not kept on this node: {0}")]
+    NoStart(Error),
+    /// Its records are not all there.
+    #[error("not all of the branch's records can be read")]
+    NotWhole,
+    /// They cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] ReadError),
+    /// Not one of its points.
+    #[error("LSN {at} is not on the branch, which reaches from LSN {first} to {last}")]
+    Outside {
+        /// What was asked for.
+        at: Lsn,
+        /// Its first.
+        first: Lsn,
+        /// Its last.
+        last: Lsn,
+    },
+    /// Within a sync span.
+    #[error("LSN {at} lies within a sync span, whose states are not whole; the newest before it is LSN {before}")]
+    Coarse {
+        /// What was asked for.
+        at: Lsn,
+        /// The newest point before it.
+        before: Lsn,
+    },
+}
+
+/// A branch to be looked through, which takes as long as reading its headers does, and not the node.
+pub struct BranchSurvey {
+    branch: Branch,
+    reader: BranchReader,
+    node: NodeId,
+    volumes: usize,
+}
+
+/// What a branch holds.
+pub struct BranchStates {
+    branch: Branch,
+    files: BranchFiles,
+    index: Index,
+    /// Stretches of its LSNs that are no points.
+    coarse: Vec<Coarse>,
+    /// Volumes that it defined, and where.
+    volumes: Vec<(Lsn, VolumeSpec)>,
+    /// Reigns that began on it, by their first records.
+    reigns: Vec<(Lsn, Reign)>,
+    /// Each of its LSNs stands in a record.
+    pub(super) leaves_none_out: bool,
+    /// Times of its records that are later than all before, ascending.
+    times: Vec<(Timestamp, Lsn)>,
+}
+
+impl BranchSurvey {
+    /// Looks through it.
+    ///
+    /// # Errors
+    /// [`BranchError::NotWhole`], [`BranchError::Unreadable`].
+    pub fn run(self) -> Result<BranchStates, BranchError> {
+        let BranchSurvey { branch, reader, node, volumes: known } = self;
+        let mut index = Index::new(branch.after.lsn);
+        let (mut coarse, mut volumes, mut reigns, mut times) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::<(Timestamp, Lsn)>::new());
+        let (mut last, mut leaves_none_out) = (branch.after.lsn, true);
+        let files = reader.map(|header, place, body| {
+            leaves_none_out &= header.lsn == last.next();
+            last = header.lsn;
+            if times.last().is_none_or(|&(time, _)| time < header.time) {
+                times.push((header.time, header.lsn));
+            }
+            coarse::follow(&mut coarse, node, header, body);
+            match header.kind {
+                kind if kind.changes_bytes() => open::index_record(&mut index, header, place),
+                Kind::Volume if header.flags & FLAG_AGAIN == 0 => {
+                    volumes.extend(open::spec_of(header, body).map(|spec| (header.lsn, spec)));
+                    if coarse::defines_in_place(header) {
+                        coarse::await_data(&mut coarse, header, known + volumes.len());
+                    }
+                }
+                Kind::Promote => {
+                    let promoted = decode_body::<Promoted>(body);
+                    reigns.extend(promoted.map(|promoted| (header.lsn, promoted.reign)));
+                }
+                _ => {}
+            }
+        })?;
+        let files = files.ok_or(BranchError::NotWhole)?;
+        Ok(BranchStates { branch, files, index, coarse, volumes, reigns, leaves_none_out, times })
+    }
+}
+
+impl BranchStates {
+    /// Which branch.
+    #[must_use]
+    pub fn branch(&self) -> &Branch {
+        &self.branch
+    }
+
+    /// Checks that `at` is a point.
+    ///
+    /// # Errors
+    /// [`BranchError::Outside`], [`BranchError::Coarse`].
+    pub fn check(&self, at: Lsn) -> Result<(), BranchError> {
+        let Branch { after, last, .. } = self.branch;
+        if at <= after.lsn || at > last {
+            return Err(BranchError::Outside { at, first: after.lsn.next(), last });
+        }
+        match self.coarse.iter().find(|stretch| stretch.covers(at)) {
+            Some(stretch) => Err(BranchError::Coarse { at, before: stretch.from.prev() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The newest point.
+    #[must_use]
+    pub fn latest(&self) -> Option<Lsn> {
+        self.whole_until(self.branch.last)
+    }
+
+    /// The newest point that is not younger than `time`, by the records' own times.
+    #[must_use]
+    pub fn point_at(&self, time: Timestamp) -> Option<Lsn> {
+        let behind = self.times.partition_point(|&(of, _)| of <= time);
+        let upto = match self.times.get(behind) {
+            Some(&(_, lsn)) => lsn.prev(),
+            None => self.branch.last,
+        };
+        self.whole_until(upto)
+    }
+
+    fn whole_until(&self, lsn: Lsn) -> Option<Lsn> {
+        let mut at = lsn;
+        for stretch in self.coarse.iter().rev() {
+            if stretch.covers(at) {
+                at = stretch.from.prev();
+            }
+        }
+        (at > self.branch.after.lsn).then_some(at)
+    }
+
+    /// When the record at `lsn`, or the last before it that is later than all before, was written.
+    #[must_use]
+    pub fn time_of(&self, lsn: Lsn) -> Option<Timestamp> {
+        let behind = self.times.partition_point(|&(_, of)| of <= lsn);
+        behind.checked_sub(1).map(|index| self.times[index].0)
+    }
+
+    /// Volumes that the branch has defined, as of `at`.
+    pub fn volumes_at(&self, at: Lsn) -> impl Iterator<Item = &VolumeSpec> {
+        self.volumes.iter().filter(move |(defined, _)| *defined <= at).map(|(_, spec)| spec)
+    }
+
+    /// Stretches that are no points, up to `at`, which is one.
+    pub(super) fn coarse_until(&self, at: Lsn) -> impl Iterator<Item = Coarse> {
+        self.coarse.iter().filter(move |stretch| stretch.from <= at).copied()
+    }
+
+    /// Reigns that began on the branch, up to `at`.
+    pub(super) fn reigns_until(&self, at: Lsn) -> impl Iterator<Item = Reign> {
+        self.reigns.iter().filter(move |(began, _)| *began <= at).map(|(_, reign)| *reign)
+    }
+
+    /// The tip at a record.
+    pub(super) fn tip_at(&self, at: Lsn) -> Result<Tip, BranchError> {
+        self.files.tip_at(at)?.ok_or(BranchError::NotWhole)
+    }
+
+    /// What the branch has written to a volume up to `at`: in order, newest versions only.
+    ///
+    /// # Errors
+    /// [`BranchError`] of [`BranchStates::check`].
+    pub fn written(&self, volume: VolumeId, at: Lsn) -> Result<Vec<(Extent, Plan)>, BranchError> {
+        self.check(at)?;
+        let (mut parts, mut from) = (Vec::new(), Some(0));
+        while let Some(next) = from {
+            let step = self.index.fold_step(volume, next, self.branch.after.lsn, at);
+            from = step.next;
+            for piece in step.pieces {
+                let from = self.from(piece.source).ok_or(BranchError::NotWhole)?;
+                parts.push((piece.extent, Plan::new(piece.extent, vec![(piece.extent, from)])));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Where the branch's own bytes are.
+    fn from(&self, origin: Origin) -> Option<From> {
+        match origin {
+            Origin::Zero => Some(From::Memory(Content::Zero { no_hole: false })),
+            Origin::Payload(place) => self.files.in_record(place).map(From::Record),
+            Origin::Base => None,
+        }
+    }
+}
+
+impl Node {
+    /// Whether the states of a branch can be read here, which takes a survey of it: the point at which it left the line is
+    /// kept.
+    ///
+    /// # Errors
+    /// [`BranchError::NoStart`].
+    pub fn survey_branch(&self, branch: &Branch) -> Result<BranchSurvey, BranchError> {
+        self.check_start(branch.after)?;
+        Ok(BranchSurvey {
+            branch: *branch,
+            reader: self.read_branch(branch),
+            node: self.config.node,
+            volumes: self.volumes.len(),
+        })
+    }
+
+    /// Whether a position is a point of the line.
+    pub(super) fn check_start(&self, after: Position) -> Result<(), BranchError> {
+        self.check_point(after.lsn).map_err(BranchError::NoStart)?;
+        let found = self.log.tip_at(after.lsn)?.map(|(tip, ..)| tip.position());
+        match found {
+            Some(position) if position == after => Ok(()),
+            _ => {
+                let window = self.window().ok_or_else(|| BranchError::NoStart(self.no_window()))?;
+                Err(BranchError::NoStart(Error::Outside {
+                    asked: format!("LSN {} of epoch {}, which is on another branch,", after.lsn, after.epoch),
+                    horizon: window.horizon,
+                    latest: window.latest,
+                }))
+            }
+        }
+    }
+
+    /// A read of a volume at a point of a branch, while the point at which that left the line is pinned; `None` if there is
+    /// no such volume, or the extent is not within it.
+    #[must_use]
+    pub fn plan_branch(&self, states: &BranchStates, id: VolumeId, at: Lsn, extent: Extent) -> Option<Plan> {
+        let after = states.branch.after.lsn;
+        let own = states.volumes_at(at).find(|spec| spec.id == id);
+        let is_older = self.volumes_at(after).contains(&id);
+        let size = match (own, is_older) {
+            (Some(spec), false) => spec.size,
+            (_, true) => self.volumes.get(&id)?.spec.size,
+            (None, false) => return None,
+        };
+        if !extent.fits(size) {
+            return None;
+        }
+        let mut parts = Vec::new();
+        for piece in states.index.resolve(id, at, extent).ok()? {
+            match piece.source {
+                Origin::Base if is_older => parts.extend(self.plan_at(id, after, piece.extent)?.into_parts()),
+                Origin::Base => {
+                    parts.push((piece.extent, From::Memory(Content::Zero { no_hole: false })));
+                }
+                own => parts.push((piece.extent, states.from(own)?)),
+            }
+        }
+        Some(Plan::new(extent, parts))
+    }
+
+    /// The volumes at a point of a branch.
+    #[must_use]
+    pub fn branch_volumes(&self, states: &BranchStates, at: Lsn) -> Vec<VolumeSpec> {
+        let older = self.volumes_at(states.branch.after.lsn);
+        let line = self.volume_specs().filter(|spec| older.contains(&spec.id)).cloned();
+        let own = states.volumes_at(at).filter(|spec| !older.contains(&spec.id)).cloned();
+        line.chain(own).collect()
+    }
+}
