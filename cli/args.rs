@@ -5,7 +5,7 @@
 //! - stdout carries the answer and nothing else; with `--json` it is one JSON document, see `cli/CONTROL.md`.
 
 use crate::exit;
-use crate::point::Point;
+use crate::point::{BranchId, Point};
 use crate::units::{self, Bytes};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -184,7 +184,7 @@ pub(crate) enum Points {
 pub(crate) struct MountPoint {
     /// The group
     pub(crate) group: String,
-    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m), any of them @BRANCH
     #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub(crate) at: Point,
     /// Serve at this unix socket [default: one in the node's data directory]
@@ -233,7 +233,7 @@ pub(crate) enum Drill {
 pub(crate) struct DrillStart {
     /// The group
     pub(crate) group: String,
-    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m), any of them @BRANCH
     #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub(crate) at: Point,
     /// When it is ended, if nobody ends it before
@@ -328,8 +328,26 @@ pub(crate) enum Branches {
         /// The group
         group: String,
     },
+    /// Put what a branch has written to a volume onto an image of the point at which it left the line
+    Export(ExportBranch),
     /// Give one up for good; its files are used again
     Drop(DropBranch),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportBranch {
+    /// The volume
+    #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
+    pub(crate) volume: OfVolume,
+    /// A point of the branch, as `branches list` names it: latest@BRANCH, lsn:N@BRANCH or time:T@BRANCH
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub(crate) at: Point,
+    /// A raw image of the volume, or a block device of its size, as it was when the branch left the line
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) onto: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -337,7 +355,7 @@ pub(crate) struct DropBranch {
     /// The group
     pub(crate) group: String,
     /// The branch, as `branches list` names it
-    pub(crate) branch: String,
+    pub(crate) branch: BranchId,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,
@@ -353,7 +371,7 @@ pub(crate) struct Reprotect {
 pub(crate) struct FailoverBegin {
     /// The group
     pub(crate) group: String,
-    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m), any of them @BRANCH
     #[arg(long, value_name = "POINT", allow_hyphen_values = true, required_unless_present = "planned")]
     pub(crate) to: Option<Point>,
     /// Have the primary hand the group over: nothing is lost, and it becomes the replica at once
@@ -405,7 +423,7 @@ pub(crate) struct RestoreFiles {
     /// The volume
     #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
     pub(crate) volume: OfVolume,
-    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m), any of them @BRANCH
     #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub(crate) at: Point,
     /// The partition, where there are several
@@ -430,7 +448,7 @@ pub(crate) struct RestoreList {
     /// The folder or file, from the root of the filesystem
     #[arg(value_name = "PATH", default_value = "/")]
     pub(crate) path: OsString,
-    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m), any of them @BRANCH
     #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub(crate) at: Point,
     /// The partition, where there are several
@@ -464,7 +482,7 @@ pub(crate) struct RestoreDisk {
     /// The volume
     #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
     pub(crate) volume: OfVolume,
-    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m)
+    /// latest, lsn:N or time:T (a moment as 2026-07-01T12:34:56Z, or back from now as -10m), any of them @BRANCH
     #[arg(long, value_name = "POINT", allow_hyphen_values = true, required_unless_present = "resume")]
     pub(crate) at: Option<Point>,
     /// The file or block device to write
@@ -601,6 +619,7 @@ fn volume(text: &str) -> Result<Volume, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::point::Which;
     use crate::units::GIB;
 
     fn read(line: &str) -> Result<Cli, String> {
@@ -668,6 +687,9 @@ mod tests {
     #[test]
     fn points_may_begin_with_a_minus() {
         let cli = read("landfall mount-point db --at time:-10m --tcp 127.0.0.1:0").unwrap();
-        assert!(matches!(cli.command, Command::MountPoint(MountPoint { at: Point::Time(_), .. })));
+        assert!(matches!(
+            cli.command,
+            Command::MountPoint(MountPoint { at: Point { which: Which::Time(_), .. }, .. })
+        ));
     }
 }

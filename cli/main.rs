@@ -80,6 +80,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Failover(arguments) => commands::failover::run(global, arguments),
         Command::Reprotect(arguments) => commands::reprotect::run(global, arguments),
         Command::Branches(args::Branches::List { group }) => commands::branches::list(global, group),
+        Command::Branches(args::Branches::Export(arguments)) => restore::onto::run(global, arguments),
         Command::Branches(args::Branches::Drop(arguments)) => commands::branches::drop(global, arguments),
         Command::Loss { group } => commands::branches::loss(global, group),
         Command::Resync(arguments) => commands::resync::run(global, arguments),

@@ -61,8 +61,11 @@ struct Test {
 pub(crate) fn run(global: &Global, arguments: &args::Bisect) -> Result<(), Failure> {
     let begun = Instant::now();
     let interrupted = script::interrupted(Signals::take()?).context(|| "signals cannot be taken")?;
-    let mut client = global.connect()?;
     let group = &arguments.group;
+    if arguments.good.branch.or(arguments.bad.branch).is_some() {
+        return Err(Failure::usage("a bisection goes along the line, not along a branch"));
+    }
+    let mut client = global.connect()?;
     let mut pin = |at: Point| client.mount(MountRequest::read_only(group, at));
     let (good, bad) = (pin(arguments.good)?, pin(arguments.bad)?);
     if good.at.lsn >= bad.at.lsn {
@@ -219,7 +222,7 @@ impl Bench<'_> {
         let mut client: Client = self.global.connect()?;
         let mounted = client.mount(MountRequest {
             access: Access::Writable { scratch_bytes: arguments.scratch.0 },
-            ..MountRequest::read_only(&arguments.group, Point::Lsn(lsn))
+            ..MountRequest::read_only(&arguments.group, Point::lsn(lsn, None))
         })?;
         let command = script::command(&arguments.script, &mounted);
         let outcome = script::run(command, arguments.timeout, &self.interrupted).map_err(|error| {

@@ -33,9 +33,9 @@ pub(crate) fn drop(global: &Global, arguments: &args::DropBranch) -> Result<(), 
             human::confirm(&format!("Drop branch {branch}?"))?;
         }
     }
-    client.drop_branch(group, branch)?;
+    client.drop_branch(group, *branch)?;
     human::answer(global.form(), &serde_json::json!({ "dropped": branch }), |_| {
-        format!("group {}: branch {} is dropped\n", clean(group), clean(branch))
+        format!("group {}: branch {} is dropped\n", clean(group), branch)
     })
 }
 
@@ -72,7 +72,7 @@ fn table(group: &str, branches: &[Branch]) -> String {
             (_, false) => "damaged",
         };
         table.row(&[
-            branch.id.as_str(),
+            &branch.id.to_string(),
             &branch.epoch.to_string(),
             &branch.first.lsn.to_string(),
             &branch.last.lsn.to_string(),
@@ -132,7 +132,7 @@ mod tests {
             time: Moment(Timestamp(1_751_373_296_789_000_000 + ms * 1_000_000)),
         };
         Branch {
-            id: "1-46".to_owned(),
+            id: "1-46".parse().unwrap(),
             epoch: Epoch(1),
             first: at(47, 0),
             last: at(58, 1_500),

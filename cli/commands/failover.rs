@@ -62,7 +62,8 @@ fn fail_over(global: &Global, arguments: &args::FailoverBegin, to: Point) -> Res
     if !arguments.yes {
         human::confirm(&format!("Make this node the primary of {}?", plan.group))?;
     }
-    let request = Failover { group: plan.group.clone(), to: plan.to.lsn, epoch: plan.epoch };
+    let request =
+        Failover { group: plan.group.clone(), to: plan.to.lsn, branch: plan.branch, epoch: plan.epoch };
     let promotion = client.failover(request)?;
     human::answer(global.form(), &promotion, promotion_text)?;
     if global.form() == Form::Text {
@@ -80,15 +81,24 @@ fn fail_over(global: &Global, arguments: &args::FailoverBegin, to: Point) -> Res
 
 fn plan_text(plan: &Plan, now: Timestamp) -> String {
     let mut out = format!(
-        "Failover of group {} to LSN {}, written {} ({} ago).\n",
+        "Failover of group {} to LSN {}{}, written {} ({} ago).\n",
         clean(&plan.group),
         plan.to.lsn,
+        plan.branch.map_or_else(String::new, |branch| format!(" of branch {branch}")),
         time::format(plan.to.time.0),
         ago(plan.to.time, now)
     );
-    let _ = match plan.role {
-        Role::Replica => writeln!(out, "  This node becomes its primary, under epoch {}.", plan.epoch),
-        Role::Primary => writeln!(out, "  This node is its primary already; it begins epoch {}.", plan.epoch),
+    let _ = match (plan.role, plan.from) {
+        (Role::Replica, _) => writeln!(out, "  This node becomes its primary, under epoch {}.", plan.epoch),
+        (Role::Primary, None) => {
+            writeln!(out, "  This node is its primary already; it begins epoch {}.", plan.epoch)
+        }
+        (Role::Primary, Some(from)) => writeln!(
+            out,
+            "  This node is its primary already, promoted at LSN {}, which is not committed. It begins epoch {}, and \
+             its volumes are what they were at LSN {} from then on.",
+            from.lsn, plan.epoch, plan.to.lsn
+        ),
     };
     let none = Stretch::default();
     if plan.set_aside != none {
@@ -100,6 +110,7 @@ fn plan_text(plan: &Plan, now: Timestamp) -> String {
         );
     }
     let _ = match (plan.not_received == none, plan.last_contact) {
+        _ if plan.role == Role::Primary => Ok(()),
         (true, Some(contact)) => writeln!(
             out,
             "  Lost: nothing that the primary told of; it was last heard {} ago, and may have written since.",
@@ -160,6 +171,8 @@ mod tests {
             group: "db".to_owned(),
             role: Role::Replica,
             to: At { lsn: Lsn(80), time: before(2) },
+            branch: None,
+            from: None,
             latest: At { lsn: Lsn(90), time: before(1) },
             epoch: Epoch(4),
             set_aside: Stretch { writes: 10, bytes: 40_960, ms: 1_000 },

@@ -73,9 +73,10 @@ fn is_mounted(client: &mut Client, mount: MountId) -> Result<bool, Failure> {
 /// Where a mount's volumes are.
 pub(crate) fn text(mount: &Mount) -> String {
     let mut out = format!(
-        "group {} at LSN {} ({})\n",
+        "group {} at LSN {}{} ({})\n",
         clean(&mount.group),
         mount.at.lsn,
+        mount.branch.map_or_else(String::new, |branch| format!(" of branch {branch}")),
         time::format(mount.at.time.0)
     );
     let mut table = Table::new(&["VOLUME", "SIZE", "NBD URI"]).right(&[1]).indent(2);

@@ -100,7 +100,7 @@ mod tests {
             }],
             marks: vec![Mark { at: at(50, 60), name: "before the upgrade".to_owned() }],
             branches: vec![Branch {
-                id: "3-90".to_owned(),
+                id: "3-90".parse().unwrap(),
                 kept: true,
                 whole: true,
                 epoch: Epoch(1),

@@ -386,6 +386,7 @@ pub(crate) mod tests {
                 mount: MountId(1),
                 group: "db".to_owned(),
                 at: window.horizon,
+                branch: None,
                 endpoint: Endpoint::Tcp("127.0.0.1:1234".parse().unwrap()),
                 volumes: vec![volume],
                 scratch: None,

@@ -9,7 +9,7 @@
 //! The same objects are what `--json` prints.
 
 use crate::exit::{Code, Failure};
-use crate::point::Point;
+use crate::point::{BranchId, Point};
 use crate::time;
 use engine::types::{Epoch, Lsn, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -120,7 +120,7 @@ pub(crate) struct OfBranch {
     /// The group's name.
     pub(crate) group: String,
     /// [`Branch::id`].
-    pub(crate) branch: String,
+    pub(crate) branch: BranchId,
 }
 
 /// Parameters that name a volume.
@@ -202,6 +202,20 @@ pub(crate) struct MountRequest {
     /// It is a drill: it is ended after so many milliseconds, whoever holds it.
     #[serde(default)]
     pub(crate) drill_ms: Option<u64>,
+    /// What of it.
+    #[serde(default)]
+    pub(crate) content: Content,
+}
+
+/// What of a point is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Content {
+    /// The volumes as they were.
+    #[default]
+    Whole,
+    /// What a branch has written to them up to the point; all else is a hole.
+    Written,
 }
 
 impl MountRequest {
@@ -214,6 +228,7 @@ impl MountRequest {
             hold: Hold::Connection,
             access: Access::ReadOnly,
             drill_ms: None,
+            content: Content::Whole,
         }
     }
 }
@@ -299,6 +314,9 @@ pub(crate) struct Failover {
     /// [`Plan::to`], as a position: "latest" may have moved since somebody agreed.
     #[serde(with = "lsn")]
     pub(crate) to: Lsn,
+    /// [`Plan::branch`].
+    #[serde(default)]
+    pub(crate) branch: Option<BranchId>,
     /// [`Plan::epoch`]: whoever comes second with the same is refused.
     #[serde(with = "epoch")]
     pub(crate) epoch: Epoch,
@@ -770,7 +788,7 @@ pub(crate) struct Mark {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Branch {
     /// Its name: the epoch, and the LSN before the first.
-    pub(crate) id: String,
+    pub(crate) id: BranchId,
     /// The epoch that wrote them.
     #[serde(with = "epoch")]
     pub(crate) epoch: Epoch,
@@ -855,6 +873,9 @@ pub(crate) struct Mount {
     pub(crate) group: String,
     /// The point.
     pub(crate) at: At,
+    /// The branch that it lies on, if it is not on the line.
+    #[serde(default)]
+    pub(crate) branch: Option<BranchId>,
     /// Where it is served.
     pub(crate) endpoint: Endpoint,
     /// The volumes, each with the export to ask for.
@@ -894,6 +915,12 @@ pub(crate) struct Plan {
     pub(crate) role: Role,
     /// The point.
     pub(crate) to: At,
+    /// The branch that it lies on, if it is not on the line.
+    #[serde(default)]
+    pub(crate) branch: Option<BranchId>,
+    /// The point of the promotion that is moved from there; absent if none is.
+    #[serde(default)]
+    pub(crate) from: Option<At>,
     /// The newest point.
     pub(crate) latest: At,
     /// The epoch that a failover would begin.

@@ -6,7 +6,7 @@ use super::api::{
     Request, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
-use crate::point::Point;
+use crate::point::{BranchId, Point};
 use engine::types::Lsn;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -113,8 +113,8 @@ impl Client {
     }
 
     /// [`super::Operator::drop_branch`].
-    pub(crate) fn drop_branch(&mut self, group: &str, branch: &str) -> Result<(), Failure> {
-        self.call(&Request::DropBranch(OfBranch { group: group.to_owned(), branch: branch.to_owned() }))
+    pub(crate) fn drop_branch(&mut self, group: &str, branch: BranchId) -> Result<(), Failure> {
+        self.call(&Request::DropBranch(OfBranch { group: group.to_owned(), branch }))
     }
 
     /// [`super::Operator::loss`].

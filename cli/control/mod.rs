@@ -15,7 +15,7 @@ pub(crate) mod server;
 pub(crate) use client::Client;
 pub(crate) use server::Server;
 
-use crate::point::Point;
+use crate::point::{BranchId, Point};
 use api::{
     Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion,
     Protected, Record, Reprotected, Resync, Round, Status, Verify,
@@ -61,7 +61,7 @@ pub(crate) trait Operator: Send + Sync {
     fn branches(&self, group: &str) -> Result<Vec<Branch>, Fault>;
 
     /// Gives up a branch for good. `refused` before the commit of its failover.
-    fn drop_branch(&self, group: &str, branch: &str) -> Result<(), Fault>;
+    fn drop_branch(&self, group: &str, branch: BranchId) -> Result<(), Fault>;
 
     /// What the newest of them is, write by write. `refused` if there is none.
     fn loss(&self, group: &str) -> Result<Loss, Fault>;

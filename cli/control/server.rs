@@ -222,7 +222,7 @@ impl Shared {
             Request::Commit(request) => value(operator.commit(&request.group)),
             Request::Reprotect(request) => value(operator.reprotect(&request.group)),
             Request::Branches(request) => value(operator.branches(&request.group)),
-            Request::DropBranch(request) => value(operator.drop_branch(&request.group, &request.branch)),
+            Request::DropBranch(request) => value(operator.drop_branch(&request.group, request.branch)),
             Request::Loss(request) => value(operator.loss(&request.group)),
             Request::Resync(request) => value(operator.resync(&request)),
             Request::Verify(request) => value(operator.verify(&request)),

@@ -4,6 +4,7 @@ use super::api::*;
 use super::*;
 use crate::commands::status;
 use crate::exit::{Code, Failure};
+use crate::point::Which;
 use crate::scratch::Scratch;
 use engine::types::{Epoch, Lsn};
 use std::collections::BTreeSet;
@@ -86,14 +87,16 @@ impl Operator for Fake {
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
         let window = status::tests::sample().groups[0].window.unwrap();
-        let to = match to {
-            Point::Lsn(lsn) => At { lsn, ..window.latest },
+        let to = match to.which {
+            Which::Lsn(lsn) => At { lsn, ..window.latest },
             _ => window.latest,
         };
         Ok(Plan {
             group: group.to_owned(),
             role: Role::Replica,
             to,
+            branch: None,
+            from: None,
             latest: window.latest,
             epoch: Epoch(4),
             set_aside: Stretch::default(),
@@ -120,7 +123,7 @@ impl Operator for Fake {
         Ok(Vec::new())
     }
 
-    fn drop_branch(&self, _group: &str, _branch: &str) -> Result<(), Fault> {
+    fn drop_branch(&self, _group: &str, _branch: BranchId) -> Result<(), Fault> {
         Err(Fault::new(FaultCode::NotFound, "there is no such branch"))
     }
 
@@ -216,16 +219,16 @@ fn every_method_answers() {
         hold: Hold::UntilUnmount,
         access: Access::Writable { scratch_bytes: 1 << 30 },
         drill_ms: Some(60_000),
-        ..MountRequest::read_only("db", Point::Lsn(Lsn(7)))
+        ..MountRequest::read_only("db", Point::lsn(Lsn(7), None))
     };
     let mount = client.mount(request).unwrap();
     assert_eq!(mount.endpoint, Endpoint::Unix("/run/x.sock".into()));
     client.unmount(mount.mount).unwrap();
     let record = client.record("db", Lsn(5)).unwrap();
     assert_eq!((record.at.lsn, record.offset_bytes), (Lsn(5), 4096));
-    let plan = client.plan_failover("db", Point::Lsn(Lsn(80))).unwrap();
+    let plan = client.plan_failover("db", Point::lsn(Lsn(80), None)).unwrap();
     assert_eq!((plan.to.lsn, plan.epoch), (Lsn(80), Epoch(4)));
-    let request = api::Failover { group: "db".to_owned(), to: plan.to.lsn, epoch: plan.epoch };
+    let request = api::Failover { group: "db".to_owned(), to: plan.to.lsn, branch: None, epoch: plan.epoch };
     assert!(!client.failover(request.clone()).unwrap().already);
     assert!(client.failover(request.clone()).unwrap().already);
     let failure = client.failover(api::Failover { epoch: Epoch(9), ..request }).unwrap_err();
@@ -328,7 +331,7 @@ fn a_defect_ends_its_connection_and_no_other() {
     let world = world("control-defect");
     for _ in 0..server::MAX_CONNECTIONS + 1 {
         let mut client = Client::connect(&world.path).unwrap();
-        client.mount(MountRequest::read_only("db", Point::Latest)).unwrap();
+        client.mount(MountRequest::read_only("db", Point::LATEST)).unwrap();
         let failure = client.points("defect").unwrap_err();
         assert!(failure.what.contains("it closed the connection"), "{failure}");
         world.fake.wait_for_mounts(&[]);
@@ -347,7 +350,7 @@ fn half_a_request_is_not_carried_out() {
 #[test]
 fn a_mount_ends_with_its_connection_and_a_detached_one_does_not() {
     let world = world("control-held");
-    let request = |hold| MountRequest { hold, ..MountRequest::read_only("db", Point::Latest) };
+    let request = |hold| MountRequest { hold, ..MountRequest::read_only("db", Point::LATEST) };
     let mut client = Client::connect(&world.path).unwrap();
     client.mount(request(Hold::Connection)).unwrap();
     client.mount(request(Hold::UntilUnmount)).unwrap();
@@ -384,7 +387,7 @@ fn the_socket_is_private_and_goes_with_the_server() {
     let failure = Server::start(&path, Arc::clone(&fake) as Arc<dyn Operator>).err().unwrap();
     assert_eq!(failure.code, Code::Refused);
     let mut client = Client::connect(&path).unwrap();
-    client.mount(MountRequest::read_only("db", Point::Latest)).unwrap();
+    client.mount(MountRequest::read_only("db", Point::LATEST)).unwrap();
     drop(server);
     fake.wait_for_mounts(&[]);
     assert!(!path.exists());

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::control::api::*;
 use crate::control::{Operator, Server as ControlServer};
 use crate::exit::Failure;
-use crate::point::Point;
+use crate::point::{BranchId, Point, Which};
 use crate::scratch::Scratch;
 use crate::time;
 use bytes::Bytes;
@@ -298,10 +298,10 @@ impl Operator for FakeNode {
     }
 
     fn mount(&self, request: &MountRequest) -> Result<Mount, Fault> {
-        let lsn = match request.at {
-            Point::Lsn(lsn) => usize::try_from(lsn.0).unwrap(),
-            Point::Latest => self.world.replicated(),
-            Point::Time(at) => {
+        let lsn = match request.at.which {
+            Which::Lsn(lsn) => usize::try_from(lsn.0).unwrap(),
+            Which::Latest => self.world.replicated(),
+            Which::Time(at) => {
                 self.world.log.lock().unwrap().iter().rposition(|record| record.time <= at).unwrap() + 1
             }
         };
@@ -313,6 +313,7 @@ impl Operator for FakeNode {
             mount: MountId(id),
             group: request.group.clone(),
             at: self.world.at(lsn),
+            branch: None,
             endpoint: Endpoint::Unix(socket),
             volumes: self.world.volumes(),
             scratch: None,
@@ -331,6 +332,8 @@ impl Operator for FakeNode {
             group: group.to_owned(),
             role: self.role,
             to,
+            branch: None,
+            from: None,
             latest: to,
             epoch: Epoch(2),
             set_aside: Stretch::default(),
@@ -356,7 +359,7 @@ impl Operator for FakeNode {
         Ok(Vec::new())
     }
 
-    fn drop_branch(&self, _group: &str, _branch: &str) -> Result<(), Fault> {
+    fn drop_branch(&self, _group: &str, _branch: BranchId) -> Result<(), Fault> {
         Err(Fault::new(FaultCode::NotFound, "there is no such branch"))
     }
 

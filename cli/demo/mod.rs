@@ -39,7 +39,7 @@ use crate::control::Client;
 use crate::control::api::{At, Failover, LinkState, MountRequest, Promotion, State};
 use crate::exit::{Context, Failure};
 use crate::human::{self, say};
-use crate::point::Point;
+use crate::point::{Point, Which};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::time;
@@ -269,8 +269,8 @@ fn sample(east: &Node, counters: &[std::sync::Arc<volume::Counters>; 2]) -> Resu
 }
 
 fn fail_over(control: &mut Client) -> Result<Promotion, Failure> {
-    let plan = control.plan_failover(GROUP, Point::Latest)?;
-    control.failover(Failover { group: plan.group, to: plan.to.lsn, epoch: plan.epoch })
+    let plan = control.plan_failover(GROUP, Point::LATEST)?;
+    control.failover(Failover { group: plan.group, to: plan.to.lsn, branch: None, epoch: plan.epoch })
 }
 
 /// Reads the first sector, writes the same again and flushes: the disk is back in use, and unchanged.
@@ -318,7 +318,7 @@ fn older_points(
     let mut checks = Vec::new();
     let (quiet, live) = samples.split_first().expect("the first sample was taken before the load");
     let live: Vec<&Sample> = live.iter().filter(|sample| sample.lsn < latest.lsn).collect();
-    let before = point(control, histories, Point::Lsn(quiet.lsn), &quiet.ranges())?;
+    let before = point(control, histories, Point::lsn(quiet.lsn, None), &quiet.ranges())?;
     checks.push(Check::of(
         &format!("LSN {}: before the load", quiet.lsn),
         before.map(|verdict| words(&verdict)),
@@ -330,14 +330,14 @@ fn older_points(
         checks.push(Check::of("a point in the middle of the load", Err(found)));
         return Ok(checks);
     };
-    let here = point(control, histories, Point::Lsn(chosen.lsn), &chosen.ranges())?;
+    let here = point(control, histories, Point::lsn(chosen.lsn, None), &chosen.ranges())?;
     let next = chosen.lsn.next();
     let [files, journal] = chosen.ranges();
     let widened = [
         files.start..(files.end + 1).min(histories[0].len()),
         journal.start..(journal.end + 1).min(histories[1].len()),
     ];
-    let there = point(control, histories, Point::Lsn(next), &widened)?;
+    let there = point(control, histories, Point::lsn(next, None), &widened)?;
     let step = match (&here, &there) {
         (Ok(here), Ok(there)) => one_write_apart(here.prefixes, there.prefixes),
         (Err(why), _) | (_, Err(why)) => Err(why.clone()),
@@ -345,12 +345,17 @@ fn older_points(
     checks.push(Check::of(&format!("LSN {}: in mid-load", chosen.lsn), here.map(|verdict| words(&verdict))));
     checks.push(Check::of(&format!("LSN {next}: the next one"), step));
     let by_time = live[live.len() / 2];
-    let then = point(control, histories, Point::Time(by_time.time), &by_time.ranges())?;
+    let then = point(
+        control,
+        histories,
+        Point { which: Which::Time(by_time.time), branch: None },
+        &by_time.ranges(),
+    )?;
     let what = format!("{}: by time", time::format(by_time.time));
     checks.push(Check::of(&what, then.map(|verdict| words(&verdict))));
     if let Some(expected) = taken_over {
         let ranges = expected.map(|prefix| prefix.shortest..prefix.longest);
-        let again = point(control, histories, Point::Lsn(latest.lsn), &ranges)?;
+        let again = point(control, histories, Point::lsn(latest.lsn, None), &ranges)?;
         let what = format!("LSN {}: the failover's, after new writes", latest.lsn);
         checks.push(Check::of(&what, again.map(|_| "as it was".to_owned())));
     }

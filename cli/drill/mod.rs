@@ -203,7 +203,8 @@ impl Work {
 
     /// What a failover to the point would lose, now; nothing where no failover could be.
     fn rpo(&mut self, mounted: &Mount) -> Option<Rpo> {
-        let plan = match self.client.plan_failover(&mounted.group, Point::Lsn(mounted.at.lsn)) {
+        let plan = match self.client.plan_failover(&mounted.group, Point::lsn(mounted.at.lsn, mounted.branch))
+        {
             Ok(plan) => plan,
             // This node is the primary, or has become it meanwhile: the drill goes on all the same.
             Err(failure) => {
@@ -265,7 +266,7 @@ impl Work {
         let scratch = mounted.scratch.map_or(0, |scratch| scratch.limit_bytes);
         let own = self.client.mount(MountRequest {
             access: Access::Writable { scratch_bytes: scratch },
-            ..MountRequest::read_only(&mounted.group, Point::Lsn(mounted.at.lsn))
+            ..MountRequest::read_only(&mounted.group, Point::lsn(mounted.at.lsn, mounted.branch))
         });
         let own = match own {
             Ok(own) => own,

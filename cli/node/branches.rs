@@ -1,10 +1,12 @@
 //! What was set aside: branches of a group's log, and what the writes on them were.
 
 use super::groups::Group;
+use super::volumes::Found;
 use crate::control::api::{
-    At, Branch, Fault, FaultCode, Loss, LostRange, LostVolume, LostWrite, MAX_LOST_RANGES, MAX_LOST_WRITES,
-    Moment, Stretch,
+    At, Branch, Content, Fault, FaultCode, Loss, LostRange, LostVolume, LostWrite, MAX_LOST_RANGES,
+    MAX_LOST_WRITES, Moment, Stretch,
 };
+use crate::point::{BranchId, Which};
 use engine::event::FLAG_COPY;
 use engine::log::format::Header;
 use engine::node::branches::DropError;
@@ -13,9 +15,9 @@ use engine::types::{Lsn, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The name by which an operator drops one: the epoch that wrote it, and the LSN at which it left the line.
-fn id_of(branch: &state::Branch) -> String {
-    format!("{}-{}", branch.epoch.0, branch.after.lsn)
+/// The name by which an operator means one.
+fn id_of(branch: &state::Branch) -> BranchId {
+    BranchId { epoch: branch.epoch, after: branch.after.lsn }
 }
 
 /// A guest's write; copies of what a volume holds already are none.
@@ -68,21 +70,61 @@ pub(super) fn list(group: &Group) -> Result<Vec<Branch>, Fault> {
     branches.iter().map(|branch| read(group, branch, |_| ())).collect()
 }
 
-/// Gives one up.
-pub(super) fn drop(group: &Arc<Group>, id: &str) -> Result<(), Fault> {
+fn find(group: &Group, id: BranchId) -> Result<state::Branch, Fault> {
     let name = &group.config.name;
     let branches = group.engine.peek(engine::node::Node::branches);
-    let found = branches.iter().find(|branch| id_of(branch) == id);
-    let Some(branch) = found else {
-        let known: Vec<String> = branches.iter().map(id_of).collect();
+    branches.iter().find(|branch| id_of(branch) == id).copied().ok_or_else(|| {
+        let known: Vec<String> = branches.iter().map(|branch| id_of(branch).to_string()).collect();
         let known =
             if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
-        return Err(Fault::new(
-            FaultCode::NotFound,
-            format_args!("group {name} has no branch {id}; {known}"),
-        ));
+        Fault::new(FaultCode::NotFound, format_args!("group {name} has no branch {id}; {known}"))
+    })
+}
+
+/// The branch that an LSN was set aside with; the newest, if there are several.
+pub(super) fn that_holds(group: &Group, lsn: Lsn) -> Option<BranchId> {
+    let branches = group.engine.peek(engine::node::Node::branches);
+    let holds = |branch: &&state::Branch| branch.after.lsn < lsn && lsn <= branch.last;
+    branches.iter().rev().find(holds).map(id_of)
+}
+
+/// A point of a branch. What is shown of it as a whole stands on the point at which the branch left the line.
+pub(super) fn resolve(group: &Group, id: BranchId, which: Which, content: Content) -> Result<Found, Fault> {
+    let name = &group.config.name;
+    let branch = find(group, id)?;
+    if content == Content::Whole {
+        let start = group.engine.peek(|node| node.check_start(branch.after));
+        start.map_err(|error| {
+            let mut fault = Fault::new(FaultCode::Refused, format_args!("group {name}, branch {id}: {error}"));
+            fault.next = Some(format!(
+                "`landfall restore disk {name}/VOLUME --at lsn:{}` where that point is kept, then `landfall branches \
+                 export {name}/VOLUME --at {which}@{id} --onto` the image here",
+                id.after
+            ));
+            fault
+        })?;
+    }
+    let states = group.engine.peek(|node| node.survey_branch(&branch)).run();
+    let states = states.map_err(|error| unreadable(group, &error))?;
+    let refused = |error: &dyn std::fmt::Display| {
+        Fault::new(FaultCode::Refused, format_args!("group {name}, branch {id}: {error}"))
     };
-    group.engine.with(|node, now| node.drop_branch(now, branch)).map_err(|error| {
+    let at = match which {
+        Which::Latest => states.latest().ok_or_else(|| refused(&"none of its LSNs is a point"))?,
+        Which::Lsn(lsn) => lsn,
+        Which::Time(time) => {
+            states.point_at(time).ok_or_else(|| refused(&"it has no point that is as old as that"))?
+        }
+    };
+    states.check(at).map_err(|error| refused(&error))?;
+    Ok(Found { at, branch: Some(Arc::new(states)) })
+}
+
+/// Gives one up.
+pub(super) fn drop(group: &Arc<Group>, id: BranchId) -> Result<(), Fault> {
+    let name = &group.config.name;
+    let branch = find(group, id)?;
+    group.engine.with(|node, now| node.drop_branch(now, &branch)).map_err(|error| {
         let code = match error {
             DropError::NotFound => FaultCode::NotFound,
             DropError::Uncommitted | DropError::NotYet => FaultCode::Refused,

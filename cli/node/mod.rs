@@ -12,6 +12,7 @@
 
 mod branches;
 mod changes;
+mod failover;
 mod groups;
 mod logs;
 mod mounts;
@@ -30,10 +31,10 @@ use crate::control::api::{
 };
 use crate::daemon;
 use crate::exit::Failure;
-use crate::point::Point;
+use crate::point::{BranchId, Point};
 use crate::time;
 use engine::node::handover::PATIENCE_MS;
-use engine::node::promote::{CommitError, PromoteError};
+use engine::node::promote::CommitError;
 use engine::node::verify::VerifyError;
 use engine::os::disk::Disk;
 use engine::state;
@@ -377,7 +378,7 @@ impl Operator for Node {
     }
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
-        show::plan(self.group(group)?, to)
+        failover::plan(self.group(group)?, to)
     }
 
     fn handover(&self, name: &str) -> Result<Promotion, Fault> {
@@ -455,7 +456,7 @@ impl Operator for Node {
         branches::list(self.group(group)?)
     }
 
-    fn drop_branch(&self, group: &str, branch: &str) -> Result<(), Fault> {
+    fn drop_branch(&self, group: &str, branch: BranchId) -> Result<(), Fault> {
         branches::drop(self.group(group)?, branch)
     }
 
@@ -519,33 +520,10 @@ impl Operator for Node {
     }
 
     fn failover(&self, request: &Failover) -> Result<Promotion, Fault> {
-        let begun = Instant::now();
         let group = self.group(&request.group)?;
-        let promoted = group.engine.at_rest(|node, now| match node.promote(now, request.to, request.epoch) {
-            Err(PromoteError::Busy) => None,
-            other => Some(other),
-        });
-        let promotion = promoted.map_err(|error| {
-            let code = match &error {
-                PromoteError::Conflict { .. } | PromoteError::AlreadyPrimary { .. } => FaultCode::Conflict,
-                PromoteError::Failed(_) | PromoteError::Busy => FaultCode::Failed,
-                PromoteError::Fenced { .. }
-                | PromoteError::Empty
-                | PromoteError::Coarse(_)
-                | PromoteError::NotSelectable { .. } => FaultCode::Refused,
-            };
-            Fault::new(code, format_args!("group {}: {error}", request.group))
-        })?;
+        let promotion = failover::carry_out(group, request, &self.nbd_at)?;
         // What they show is set aside; those at or before the point go on.
         self.mounts.end_set_aside();
-        Ok(Promotion {
-            group: request.group.clone(),
-            epoch: promotion.reign.epoch,
-            to: group.at(promotion.reign.branch.lsn),
-            already: promotion.repeated,
-            took_ms: begun.elapsed().as_millis() as u64,
-            nbd: self.nbd_at.clone(),
-            volumes: show::volumes(group, &group.report()),
-        })
+        Ok(promotion)
     }
 }

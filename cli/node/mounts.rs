@@ -7,13 +7,14 @@
 //!   one elsewhere that this node is taken back into a little later;
 //! - a daemon that was killed leaves nothing: its scratch files have no names, and the next start removes its sockets.
 
+use super::branches;
 use super::changes::{self, Scratch};
 use super::groups::Group;
 use super::show;
 use super::volumes::{Point, PointVolumes};
 use crate::control::api::{
-    Access, Drill, Endpoint, Fault, FaultCode, MAX_DRILL_MS, Moment, Mount, MountId, MountRequest, Used,
-    Volume,
+    Access, Content, Drill, Endpoint, Fault, FaultCode, MAX_DRILL_MS, Moment, Mount, MountId, MountRequest,
+    Used, Volume,
 };
 use crate::time;
 use engine::changes::Budget;
@@ -92,12 +93,22 @@ impl Mounts {
         if request.drill_ms.is_some_and(|ms| ms == 0 || ms > MAX_DRILL_MS) {
             return Err(Fault::new(FaultCode::BadRequest, "a drill lasts from a millisecond to 30 days"));
         }
-        let at = show::resolve(group, request.at)?;
+        let found = match (request.content, request.at.branch) {
+            (Content::Whole, _) => show::resolve(group, request.at)?,
+            (Content::Written, Some(id)) => branches::resolve(group, id, request.at.which, Content::Written)?,
+            (Content::Written, None) => {
+                return Err(Fault::new(FaultCode::BadRequest, "only a branch has writes of its own"));
+            }
+        };
+        if request.content == Content::Written && request.access != Access::ReadOnly {
+            return Err(Fault::new(FaultCode::BadRequest, "what a branch has written cannot be written to"));
+        }
         let mut table = self.shared.lock();
         if table.served.len() >= MAX_MOUNTS {
             return Err(Fault::new(FaultCode::Busy, format_args!("{MAX_MOUNTS} points are mounted already")));
         }
-        let point = Point::open(group, at).map_err(|error| show::no_point(group, &error))?;
+        let opened = Point::open(group, found.clone(), request.content);
+        let point = opened.map_err(|error| show::no_point(group, &error))?;
         let point = Arc::new(point);
         table.last += 1;
         let id = MountId(table.last);
@@ -115,11 +126,10 @@ impl Mounts {
         let budget = scratch.map(|scratch| scratch.budget);
         let server = Server::new(Arc::new(volumes), Config::default());
         let endpoint = self.bind(&server, id, request.endpoint.as_ref())?;
-        let report = group.report();
-        let volumes = report.volumes.iter().map(|volume| Volume {
-            name: volume.name.clone(),
-            size_bytes: volume.size,
+        let volumes = point.specs().into_iter().map(|volume| Volume {
             export: Some(crate::config::Config::export(&group.config.name, &volume.name)),
+            name: volume.name,
+            size_bytes: volume.size,
             connections: 0,
         });
         let begun = time::now();
@@ -127,7 +137,8 @@ impl Mounts {
         let shown = Mount {
             mount: id,
             group: group.config.name.clone(),
-            at: point.group().at(point.at()),
+            at: point.at(),
+            branch: found.branch_id(),
             endpoint,
             volumes: volumes.collect(),
             scratch: budget
@@ -140,7 +151,7 @@ impl Mounts {
         };
         if let Some(drill) = shown.drill {
             let ends = time::format(drill.ends.0);
-            tracing::info!(drill = id.0, group = shown.group, %at, ends, "a drill begins");
+            tracing::info!(drill = id.0, group = shown.group, at = %shown.at.lsn, ends, "a drill begins");
         }
         let ends = limit.map(|limit| Instant::now() + limit);
         table.served.insert(id, Served { shown: shown.clone(), server, point, budget, ends });

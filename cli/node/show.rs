@@ -3,13 +3,14 @@
 use super::Node;
 use super::branches;
 use super::groups::{Group, LinkInfo};
+use super::volumes::Found;
 use crate::config::{Config, OnFull};
 use crate::control::api::{
-    At, CatchUp, CatchingUp, Checks, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark, Mismatch,
-    Moment, Node as ShownNode, OnMismatch, Plan, Points, Positions, Record, Reign, Repair, Replica, Role,
+    At, CatchUp, CatchingUp, Checks, Content, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark,
+    Mismatch, Moment, Node as ShownNode, OnMismatch, Points, Positions, Record, Reign, Repair, Replica, Role,
     Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, WaitsFor, Window,
 };
-use crate::point::Point;
+use crate::point::{Point, Which};
 use crate::time;
 use crate::units::Bytes;
 use engine::event;
@@ -293,7 +294,7 @@ fn catching_up(
     CatchingUp { state, bytes: lacking.bytes, bytes_s, waits_for }
 }
 
-fn ms_between(earlier: Timestamp, later: Timestamp) -> u64 {
+pub(super) fn ms_between(earlier: Timestamp, later: Timestamp) -> u64 {
     later.0.saturating_sub(earlier.0) / 1_000_000
 }
 
@@ -362,17 +363,30 @@ pub(super) fn record(group: &Group, lsn: Lsn) -> Result<Record, Fault> {
     }
 }
 
-/// The LSN that an operator means.
-pub(super) fn resolve(group: &Arc<Group>, point: Point) -> Result<Lsn, Fault> {
+/// The point that an operator means.
+pub(super) fn resolve(group: &Arc<Group>, point: Point) -> Result<Found, Fault> {
+    if let Some(id) = point.branch {
+        return branches::resolve(group, id, point.which, Content::Whole);
+    }
     let found = group.engine.peek(|node| {
-        let at = match point {
-            Point::Latest => node.window().ok_or_else(|| node.no_window())?.latest,
-            Point::Lsn(lsn) => lsn,
-            Point::Time(time) => node.point_at(time)?,
+        let at = match point.which {
+            Which::Latest => node.window().ok_or_else(|| node.no_window())?.latest,
+            Which::Lsn(lsn) => lsn,
+            Which::Time(time) => node.point_at(time)?,
         };
         node.check_point(at).map(|_| at)
     });
-    found.map_err(|error| no_point(group, &error))
+    let at = found.map_err(|error| {
+        let mut fault = no_point(group, &error);
+        if let Which::Lsn(lsn) = point.which
+            && let Some(id) = branches::that_holds(group, lsn)
+        {
+            fault.next =
+                Some(format!("`lsn:{lsn}@{id}` is that LSN on the branch {id}, which was set aside"));
+        }
+        fault
+    })?;
+    Ok(Found { at, branch: None })
 }
 
 pub(super) fn no_point(group: &Group, error: &engine::node::points::Error) -> Fault {
@@ -418,105 +432,5 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
         reigns,
         marks: marks.collect(),
         branches: branches::list(group)?,
-    })
-}
-
-/// What a failover to a point would do and cost.
-pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
-    let report = group.report();
-    let refused = |message: &str| {
-        Fault::new(FaultCode::Refused, format_args!("group {}: {message}", group.config.name))
-    };
-    match report.role {
-        state::Role::Fenced if report.handed_over.is_some() => {
-            let at = group.at(report.durable);
-            return Ok(Plan {
-                group: report.name.clone(),
-                role: Role::Replica,
-                to: at,
-                latest: at,
-                epoch: group.engine.peek(engine::node::Node::next_epoch),
-                set_aside: Stretch::default(),
-                not_received: Stretch::default(),
-                last_contact: Some(Moment(time::now())),
-                warnings: vec![
-                    "this node handed the group over to a replica that has not answered as the primary; if it takes \
-                     the group after all, it is fenced and what was written there is a branch"
-                        .to_owned(),
-                ],
-            });
-        }
-        state::Role::Fenced => {
-            return Err(refused(
-                "this node is an old primary, fenced by a newer one; fail over to a replica",
-            ));
-        }
-        state::Role::Primary if report.history.len() == 1 => {
-            return Err(refused("this node is its primary already, and was from the beginning"));
-        }
-        state::Role::Primary => {
-            let reign = report.history.last().expect("a primary has a reign");
-            let (at, latest) = (reign.branch.lsn, group.at(reign.branch.lsn));
-            if let Point::Lsn(lsn) = to
-                && lsn != at
-            {
-                let message = format!(
-                    "this node is primary already, promoted at LSN {at}; another point can be mounted"
-                );
-                return Err(Fault::new(FaultCode::Conflict, message));
-            }
-            return Ok(Plan {
-                group: report.name.clone(),
-                role: Role::Primary,
-                to: latest,
-                latest,
-                epoch: report.epoch,
-                set_aside: Stretch::default(),
-                not_received: Stretch::default(),
-                last_contact: None,
-                warnings: vec!["this was done before; nothing will be changed".to_owned()],
-            });
-        }
-        state::Role::Replica => {}
-    }
-    let lsn = resolve(group, to)?;
-    // Within a sync span the newest point lies before the newest record, and what came since is of no use by itself.
-    let newest = report.points.map_or(report.durable, |points| points.latest);
-    let (at, latest) = (group.at(lsn), group.at(newest));
-    let after = |lsn| group.engine.peek(|node| node.log().bytes_after(lsn)).unwrap_or(0);
-    let bytes = after(lsn).saturating_sub(after(newest));
-    let left_out: u64 = group.engine.peek(|node| {
-        let between = |gap: &&state::Gap| gap.after.lsn >= lsn && gap.to.lsn <= newest;
-        node.state().gaps.iter().filter(between).map(|gap| gap.to.lsn.0 - gap.after.lsn.0).sum()
-    });
-    let now = time::now();
-    let mut warnings = Vec::new();
-    if let Some((peer, link)) = group.upstream.newest().filter(|(_, link)| link.state == LinkState::Connected)
-    {
-        let since = time::format(link.since);
-        warnings.push(format!("the primary {peer} is connected, since {since}; it will be fenced"));
-    }
-    if newest < report.durable {
-        warnings.push(format!(
-            "a sync span is under way: what the primary wrote behind LSN {newest} is no point here before it ends"
-        ));
-    }
-    let told = report.primary.map_or(report.durable, |(durable, _)| durable.max(report.durable));
-    let not_received = told.0.saturating_sub(newest.0);
-    let heard = report.primary.map(|(_, ms)| Moment(Timestamp(now.0.saturating_sub(ms * 1_000_000))));
-    Ok(Plan {
-        group: report.name.clone(),
-        role: Role::Replica,
-        to: at,
-        latest,
-        epoch: group.engine.peek(engine::node::Node::next_epoch),
-        set_aside: Stretch {
-            writes: newest.0.saturating_sub(lsn.0).saturating_sub(left_out),
-            bytes,
-            ms: ms_between(at.time.0, latest.time.0),
-        },
-        not_received: Stretch { writes: not_received, bytes: 0, ms: 0 },
-        last_contact: heard,
-        warnings,
     })
 }

@@ -3,8 +3,12 @@
 use super::changes::Scratch;
 use super::groups::Group;
 use crate::config::Config;
+use crate::control::api::{At, Content, Moment};
+use crate::point::BranchId;
 use engine::changes::Changes;
+use engine::event::VolumeSpec;
 use engine::guest::{Completion, Op, Refusal, Reply, Request};
+use engine::node::branch_states::BranchStates;
 use engine::os::clock;
 use engine::read::{Plan, Wait};
 use engine::state::Role;
@@ -96,48 +100,104 @@ impl Export for Volume {
     }
 }
 
+/// A recovery point as it was found: an LSN of the line, or of a branch.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) at: Lsn,
+    pub(super) branch: Option<Arc<BranchStates>>,
+}
+
+impl Found {
+    /// The point of the line that has to be kept for it.
+    fn stands_on(&self) -> Lsn {
+        self.branch.as_ref().map_or(self.at, |states| states.branch().after.lsn)
+    }
+
+    pub(super) fn branch_id(&self) -> Option<BranchId> {
+        let branch = self.branch.as_ref()?.branch();
+        Some(BranchId { epoch: branch.epoch, after: branch.after.lsn })
+    }
+
+    /// With its time.
+    pub(super) fn with_time(&self, group: &Group) -> At {
+        match &self.branch {
+            None => group.at(self.at),
+            Some(states) => At { lsn: self.at, time: Moment(states.time_of(self.at).unwrap_or_default()) },
+        }
+    }
+}
+
 /// A recovery point of a group, pinned for as long as this lives.
 pub(super) struct Point {
     group: Arc<Group>,
-    at: Lsn,
+    found: Found,
+    content: Content,
     reign: Option<Reign>,
 }
 
 impl Point {
-    pub(super) fn open(group: &Arc<Group>, at: Lsn) -> Result<Point, engine::node::points::Error> {
-        let reign = group.engine.with(|node, _| node.pin(at).map(|()| node.reign_of(at)))?;
-        Ok(Point { group: group.clone(), at, reign })
+    pub(super) fn open(
+        group: &Arc<Group>,
+        found: Found,
+        content: Content,
+    ) -> Result<Point, engine::node::points::Error> {
+        let pinned = found.stands_on();
+        let reign = group.engine.with(|node, _| match content {
+            Content::Whole => node.pin(pinned).map(|()| node.reign_of(pinned)),
+            // The branch's own files are held, and no other is needed.
+            Content::Written => Ok(node.reign_of(pinned)),
+        })?;
+        Ok(Point { group: group.clone(), found, content, reign })
     }
 
-    pub(super) fn group(&self) -> &Arc<Group> {
-        &self.group
+    /// The LSN, with its time.
+    pub(super) fn at(&self) -> At {
+        self.found.with_time(&self.group)
     }
 
-    pub(super) fn at(&self) -> Lsn {
-        self.at
+    /// The volumes that it has.
+    pub(super) fn specs(&self) -> Vec<VolumeSpec> {
+        self.group.engine.peek(|node| match &self.found.branch {
+            None => node.volume_specs().cloned().collect(),
+            Some(states) => node.branch_volumes(states, self.found.at),
+        })
     }
 
     /// A failover to an earlier point has set this one aside: what has its LSN now is another state.
     pub(super) fn is_set_aside(&self) -> bool {
-        self.group.engine.peek(|node| node.reign_of(self.at) != self.reign)
+        let pinned = self.found.stands_on();
+        self.content == Content::Whole && self.group.engine.peek(|node| node.reign_of(pinned) != self.reign)
     }
 
     fn plan(&self, volume: VolumeId, extent: Extent) -> Result<Plan, Refusal> {
-        self.group.engine.peek(|node| match node.reign_of(self.at) == self.reign {
-            true => node.plan_point(volume, self.at, extent).ok_or(Refusal::Io),
-            false => Err(Refusal::Shutdown),
+        let Found { at, branch } = &self.found;
+        if let (Content::Written, Some(states)) = (self.content, branch) {
+            return states.plan_written(volume, *at, extent).ok_or(Refusal::Io);
+        }
+        let pinned = self.found.stands_on();
+        self.group.engine.peek(|node| {
+            if node.reign_of(pinned) != self.reign {
+                return Err(Refusal::Shutdown);
+            }
+            let plan = match branch {
+                None => node.plan_point(volume, *at, extent),
+                Some(states) => node.plan_branch(states, volume, *at, extent),
+            };
+            plan.ok_or(Refusal::Io)
         })
     }
 
     fn failed(&self, error: &std::io::Error) -> Refusal {
-        tracing::warn!(group = self.group.config.name, at = %self.at, %error, now = %clock::now().wall, "a point could not be read");
+        tracing::warn!(group = self.group.config.name, at = %self.found.at, %error, now = %clock::now().wall, "a point could not be read");
         Refusal::Io
     }
 }
 
 impl Drop for Point {
     fn drop(&mut self) {
-        self.group.engine.with(|node, _| node.unpin(self.at));
+        if self.content == Content::Whole {
+            self.group.engine.with(|node, _| node.unpin(self.found.stands_on()));
+        }
     }
 }
 
@@ -180,12 +240,9 @@ impl PointVolumes {
     }
 
     fn volumes(&self) -> Vec<(String, VolumeId, u64)> {
-        let group = &self.point.group;
-        group.engine.peek(|node| {
-            node.volume_specs()
-                .map(|spec| (Config::export(&group.config.name, &spec.name), spec.id, spec.size))
-                .collect()
-        })
+        let group = &self.point.group.config.name;
+        let specs = self.point.specs().into_iter();
+        specs.map(|spec| (Config::export(group, &spec.name), spec.id, spec.size)).collect()
     }
 }
 
@@ -268,7 +325,9 @@ impl PointVolume {
 impl Export for PointVolume {
     fn shape(&self) -> Shape {
         let what = if self.changes.is_some() { "a writable copy of " } else { "" };
-        let description = format!("{what}group {} at LSN {}", self.point.group.config.name, self.point.at);
+        let Found { at, .. } = self.point.found;
+        let of = self.point.found.branch_id().map_or_else(String::new, |id| format!(" of branch {id}"));
+        let description = format!("{what}group {} at LSN {at}{of}", self.point.group.config.name);
         Shape { size: self.size, read_only: self.changes.is_none(), description }
     }
 

@@ -16,7 +16,7 @@ use crate::args::{self, DiskFormat, Global, OfVolume};
 use crate::control::api::At;
 use crate::exit::{Context, Failure};
 use crate::human;
-use crate::point::Point;
+use crate::point::{Point, Which};
 use crate::progress::Progress;
 use crate::time;
 use crate::units::{Bytes, duration_ms};
@@ -115,7 +115,7 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
         false => (None, None),
     };
     let at = match (&recorded, arguments.at) {
-        (Some(record), _) => Point::Lsn(record.at.lsn),
+        (Some(record), _) => Point::lsn(record.at.lsn, record.branch),
         (None, Some(at)) => at,
         (None, None) => return Err(Failure::usage("--at is needed, or --resume")),
     };
@@ -140,7 +140,7 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
         }
         None => {
             begin(&target, &place, &name, size)?;
-            Record::new(group, volume, mount.at, size)
+            Record::new(group, volume, (mount.at, mount.branch), size)
         }
     };
     let resumed_bytes = record.done_bytes;
@@ -258,10 +258,11 @@ fn recorded(
     if record.group != *group || record.volume != *volume {
         return Err(anew(format!("{name} is a restore of {}/{}", record.group, record.volume)));
     }
-    if let Some(Point::Lsn(lsn)) = arguments.at
-        && lsn != record.at.lsn
+    let of = Point::lsn(record.at.lsn, record.branch);
+    if let Some(asked @ Point { which: Which::Lsn(_), .. }) = arguments.at
+        && asked != of
     {
-        return Err(anew(format!("{name} is a restore of LSN {}, not {lsn}", record.at.lsn)));
+        return Err(anew(format!("{name} is a restore of {of}, not {asked}")));
     }
     let len = target.file.metadata().context(|| format!("{name} cannot be looked at"))?.len();
     if len != record.size_bytes {
@@ -323,7 +324,7 @@ fn copy(
 }
 
 /// Where there is data, in ascending order.
-fn data(reader: &mut Client, size: u64) -> Result<Vec<(u64, u64)>, String> {
+pub(super) fn data(reader: &mut Client, size: u64) -> Result<Vec<(u64, u64)>, String> {
     let (mut ranges, mut at): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
     while at < size {
         let before = at;

@@ -6,6 +6,7 @@
 //! | [`record`] | how far such a restore has come, beside its target |
 //! | [`qcow2`] | the form of an image that qemu takes |
 //! | [`files`] | `restore files`: files and folders at a point, to a folder |
+//! | [`onto`] | `branches export`: what a branch has written, onto an image |
 //! | [`list`] | `restore ls`: what could be restored |
 //! | [`mounted`] | the point, served by the daemon |
 //! | [`volume`], [`source`], [`partitions`] | its bytes, and what they are divided into |
@@ -21,6 +22,7 @@ mod filesystem;
 pub(crate) mod list;
 mod lookup;
 mod mounted;
+pub(crate) mod onto;
 mod partitions;
 mod qcow2;
 mod record;

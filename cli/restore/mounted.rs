@@ -2,9 +2,9 @@
 
 use crate::args::{Global, OfVolume};
 use crate::control;
-use crate::control::api::{At, Endpoint, MountRequest};
+use crate::control::api::{At, Content, Endpoint, MountRequest};
 use crate::exit::{Context, Failure};
-use crate::point::Point;
+use crate::point::{BranchId, Point};
 use std::time::Duration;
 use transport::nbd::client::{Address, Client};
 
@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Mounted {
     /// The point, as it was resolved.
     pub(super) at: At,
+    /// The branch that it lies on, if it is not on the line.
+    pub(super) branch: Option<BranchId>,
     name: String,
     address: Address,
     export: String,
@@ -24,10 +26,20 @@ pub(super) struct Mounted {
 impl Mounted {
     /// Has the daemon mount a volume at a point.
     pub(super) fn new(global: &Global, of: &OfVolume, at: Point) -> Result<Mounted, Failure> {
+        Mounted::of(global, of, at, Content::Whole)
+    }
+
+    /// As [`Mounted::new`], or what a branch has written to it.
+    pub(super) fn of(
+        global: &Global,
+        of: &OfVolume,
+        at: Point,
+        content: Content,
+    ) -> Result<Mounted, Failure> {
         let OfVolume { group, volume } = of;
         let mut control = global.connect()?;
-        let mount = control.mount(MountRequest::read_only(group, at))?;
-        let at = mount.at;
+        let mount = control.mount(MountRequest { content, ..MountRequest::read_only(group, at) })?;
+        let (at, branch) = (mount.at, mount.branch);
         let found = mount.volumes.into_iter().find(|found| found.name == *volume);
         let export = found.and_then(|found| found.export).ok_or_else(|| {
             Failure::refused(format_args!("group {group} has no volume {volume} at LSN {}", at.lsn))
@@ -39,7 +51,7 @@ impl Mounted {
                 return Err(Failure::failed(format_args!("served at {address} unasked")));
             }
         };
-        Ok(Mounted { at, name: format!("{group}/{volume}"), address, export, _control: control })
+        Ok(Mounted { at, branch, name: format!("{group}/{volume}"), address, export, _control: control })
     }
 
     /// A connection to it.

@@ -13,6 +13,7 @@
 
 use crate::control::api::At;
 use crate::exit::{Context, Failure};
+use crate::point::BranchId;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -36,6 +37,9 @@ pub(super) struct Record {
     pub(super) volume: String,
     /// The point, as it was resolved when the restore began.
     pub(super) at: At,
+    /// The branch that it lies on, if it is not on the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) branch: Option<BranchId>,
     /// The volume's size there.
     pub(super) size_bytes: u64,
     /// So much of its beginning is in the target, and synced.
@@ -44,9 +48,14 @@ pub(super) struct Record {
 
 impl Record {
     /// Of a restore that has nothing yet.
-    pub(super) fn new(group: &str, volume: &str, at: At, size_bytes: u64) -> Record {
+    pub(super) fn new(
+        group: &str,
+        volume: &str,
+        (at, branch): (At, Option<BranchId>),
+        size_bytes: u64,
+    ) -> Record {
         let (group, volume) = (group.to_owned(), volume.to_owned());
-        Record { version: VERSION, group, volume, at, size_bytes, done_bytes: 0 }
+        Record { version: VERSION, group, volume, at, branch, size_bytes, done_bytes: 0 }
     }
 }
 

@@ -174,8 +174,8 @@ impl Plan {
         };
         'parts: for (part, from) in &self.parts {
             match from {
-                From::Memory(Content::Zero { .. }) => {
-                    if !push(part.len, true) {
+                From::Memory(Content::Zero { no_hole }) => {
+                    if !push(part.len, !no_hole) {
                         break;
                     }
                 }

@@ -93,8 +93,8 @@ fn check_line(node: &mut Driven, reference: &Reference) {
 
 /// The states of a branch, if the point at which it left the line is kept.
 fn survey(node: &Driven, branch: &Branch) -> Option<BranchStates> {
-    let survey = node.node.survey_branch(branch).ok()?;
-    Some(survey.run().expect("all of a branch can be read"))
+    node.node.check_start(branch.after).ok()?;
+    Some(node.node.survey_branch(branch).run().expect("all of a branch can be read"))
 }
 
 fn read_branch(node: &mut Driven, states: &BranchStates, volume: VolumeId, at: Lsn) -> Vec<u8> {
@@ -120,17 +120,25 @@ fn check_branches(node: &mut Driven, reference: &Reference) -> usize {
         assert_eq!(covered.expect("read"), branch.last, "{branch:?}");
         assert!(writes.next().is_none(), "all of what was written is on {branch:?}");
         let Some(states) = survey(node, &branch) else { continue };
-        for at in [branch.after.lsn.next(), Lsn((branch.after.lsn.0 + branch.last.0).div_ceil(2)), branch.last] {
+        for at in
+            [branch.after.lsn.next(), Lsn((branch.after.lsn.0 + branch.last.0).div_ceil(2)), branch.last]
+        {
             for volume in [A, B] {
                 let bytes = read_branch(node, &states, volume, at);
                 assert!(bytes == state_at(line, volume, at), "volume {volume} at LSN {at} of {branch:?}");
             }
             // What the branch itself wrote, on top of where it left.
             let mut bytes = state_at(line, A, branch.after.lsn);
-            for (extent, plan) in states.written(A, at).expect("its own") {
-                let part = plan.read_all().expect("read");
-                bytes[extent.offset as usize..extent.end() as usize].copy_from_slice(&part);
+            let plan = states.plan_written(A, at, Extent::new(0, VOLUME_BYTES)).expect("its own");
+            let (written, mut offset) = (plan.read_all().expect("read"), 0);
+            for stretch in plan.status().expect("read") {
+                let range = offset..offset + stretch.len as usize;
+                if !stretch.hole {
+                    bytes[range.clone()].copy_from_slice(&written[range]);
+                }
+                offset += stretch.len as usize;
             }
+            assert_eq!(offset as u64, VOLUME_BYTES, "the status is of all of it");
             assert!(bytes == state_at(line, A, at), "what {branch:?} wrote up to LSN {at}");
         }
         read += 1;
@@ -159,7 +167,11 @@ fn promoted(storage: Arc<dyn Storage>, random: &mut Random) -> (Driven, Referenc
 }
 
 /// One move to somewhere; the reference behind it.
-fn choose(node: &mut Driven, reference: &Reference, random: &mut Random) -> (Option<BranchStates>, Lsn, Reference) {
+fn choose(
+    node: &mut Driven,
+    reference: &Reference,
+    random: &mut Random,
+) -> (Option<BranchStates>, Lsn, Reference) {
     let mut next = reference.clone();
     let was = end_of(node);
     let branches = node.node.branches();

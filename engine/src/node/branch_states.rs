@@ -40,7 +40,9 @@ pub enum BranchError {
         last: Lsn,
     },
     /// Within a sync span.
-    #[error("LSN {at} lies within a sync span, whose states are not whole; the newest before it is LSN {before}")]
+    #[error(
+        "LSN {at} lies within a sync span, whose states are not whole; the newest before it is LSN {before}"
+    )]
     Coarse {
         /// What was asked for.
         at: Lsn,
@@ -188,22 +190,18 @@ impl BranchStates {
         self.files.tip_at(at)?.ok_or(BranchError::NotWhole)
     }
 
-    /// What the branch has written to a volume up to `at`: in order, newest versions only.
-    ///
-    /// # Errors
-    /// [`BranchError`] of [`BranchStates::check`].
-    pub fn written(&self, volume: VolumeId, at: Lsn) -> Result<Vec<(Extent, Plan)>, BranchError> {
-        self.check(at)?;
-        let (mut parts, mut from) = (Vec::new(), Some(0));
-        while let Some(next) = from {
-            let step = self.index.fold_step(volume, next, self.branch.after.lsn, at);
-            from = step.next;
-            for piece in step.pieces {
-                let from = self.from(piece.source).ok_or(BranchError::NotWhole)?;
-                parts.push((piece.extent, Plan::new(piece.extent, vec![(piece.extent, from)])));
-            }
-        }
-        Ok(parts)
+    /// A read of what the branch has written to a volume up to `at`, all else a hole; what it has made zeros is none.
+    #[must_use]
+    pub fn plan_written(&self, volume: VolumeId, at: Lsn, extent: Extent) -> Option<Plan> {
+        let parts = self.index.resolve(volume, at, extent).ok()?.into_iter().map(|piece| {
+            let from = match piece.source {
+                Origin::Base => From::Memory(Content::Zero { no_hole: false }),
+                Origin::Zero => From::Memory(Content::Zero { no_hole: true }),
+                payload => self.from(payload)?,
+            };
+            Some((piece.extent, from))
+        });
+        Some(Plan::new(extent, parts.collect::<Option<_>>()?))
     }
 
     /// Where the branch's own bytes are.
@@ -217,23 +215,22 @@ impl BranchStates {
 }
 
 impl Node {
-    /// Whether the states of a branch can be read here, which takes a survey of it: the point at which it left the line is
-    /// kept.
-    ///
-    /// # Errors
-    /// [`BranchError::NoStart`].
-    pub fn survey_branch(&self, branch: &Branch) -> Result<BranchSurvey, BranchError> {
-        self.check_start(branch.after)?;
-        Ok(BranchSurvey {
+    /// A branch, for looking through all of it.
+    #[must_use]
+    pub fn survey_branch(&self, branch: &Branch) -> BranchSurvey {
+        BranchSurvey {
             branch: *branch,
             reader: self.read_branch(branch),
             node: self.config.node,
             volumes: self.volumes.len(),
-        })
+        }
     }
 
-    /// Whether a position is a point of the line.
-    pub(super) fn check_start(&self, after: Position) -> Result<(), BranchError> {
+    /// Whether the states of a branch can be read here: the position at which it left the line is a point.
+    ///
+    /// # Errors
+    /// [`BranchError::NoStart`], [`BranchError::Unreadable`].
+    pub fn check_start(&self, after: Position) -> Result<(), BranchError> {
         self.check_point(after.lsn).map_err(BranchError::NoStart)?;
         let found = self.log.tip_at(after.lsn)?.map(|(tip, ..)| tip.position());
         match found {

@@ -38,9 +38,7 @@ pub(super) enum How {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PromoteError {
     /// It is primary already, at another point.
-    #[error(
-        "this node is already primary of epoch {epoch}, promoted at LSN {at}; nothing was changed"
-    )]
+    #[error("this node is already primary of epoch {epoch}, promoted at LSN {at}; nothing was changed")]
     AlreadyPrimary {
         /// Its epoch.
         epoch: Epoch,

@@ -132,10 +132,7 @@ impl Node {
     }
 
     /// The tip at the point, and the last position that the line keeps of what it has now.
-    fn check_target(
-        &self,
-        target: Target<'_>,
-    ) -> Result<(crate::log::chain::Tip, Position), PromoteError> {
+    fn check_target(&self, target: Target<'_>) -> Result<(crate::log::chain::Tip, Position), PromoteError> {
         let failed = |error: &dyn std::fmt::Display| PromoteError::Failed(error.to_string());
         match target {
             Target::Line(at) => {
