@@ -195,9 +195,8 @@ pub(super) fn carry_out(
     let begun = Instant::now();
     let which = Point::lsn(request.to, request.branch);
     // The request of one that was moved already names the epoch that it began.
-    let moves = group
-        .engine
-        .peek(|node| node.role() == state::Role::Primary && node.next_epoch() == request.epoch);
+    let moves =
+        group.engine.peek(|node| node.role() == state::Role::Primary && node.next_epoch() == request.epoch);
     let found = moves.then(|| show::resolve(group, which)).transpose()?;
     let refused = |error: &PromoteError| {
         let code = match error {
