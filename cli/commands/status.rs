@@ -288,7 +288,7 @@ pub(crate) fn ago(moment: Moment, now: Timestamp) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::control::api::{
-        At, Drill, Log, MountId, Node, Positions, Replica, Upstream, Used, Volume, Window,
+        At, AtRest, Drill, Log, MountId, Node, Positions, Replica, Upstream, Used, Volume, Window,
     };
     use crate::control::api::{Checks, Endpoint, Mismatch, OnMismatch, Round};
     use engine::types::Epoch;
@@ -345,6 +345,8 @@ pub(crate) mod tests {
             uncommitted: None,
             takes_back: false,
             round: None,
+            verified: None,
+            at_rest: AtRest::default(),
             checks: None,
             alarms: Vec::new(),
         };

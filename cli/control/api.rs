@@ -394,6 +394,44 @@ pub(crate) struct Verdict {
     pub(crate) unchecked: u64,
 }
 
+/// What the rounds of verification that ended came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Verified {
+    /// How many.
+    pub(crate) rounds: u64,
+    /// Bytes of volumes that they passed.
+    pub(crate) bytes: u64,
+    /// Parts in which replicas held something else.
+    pub(crate) mismatched: u64,
+    /// Bytes that could not be read on the primary.
+    pub(crate) unreadable_bytes: u64,
+    /// Parts that were sent again.
+    pub(crate) sent_again: u64,
+}
+
+/// What was read of the log at rest since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AtRest {
+    /// How often all of its files were.
+    pub(crate) passes: u64,
+    /// Bytes of records.
+    pub(crate) bytes: u64,
+    /// What cannot be read any more.
+    pub(crate) rotten: Vec<Rotten>,
+}
+
+/// A record of the log that cannot be read any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rotten {
+    /// Which, and when it was found.
+    #[serde(flatten)]
+    pub(crate) at: At,
+    /// The file's number.
+    pub(crate) segment: u32,
+    /// What is wrong.
+    pub(crate) reason: String,
+}
+
 /// What verification has found on a replica since its daemon started, in parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checks {
@@ -536,9 +574,15 @@ pub(crate) struct Group {
     /// Verification, on a primary: the round under way, or the one that ended last since the daemon started.
     #[serde(default)]
     pub(crate) round: Option<Round>,
+    /// Verification, on a primary: all rounds that ended since the daemon started.
+    #[serde(default)]
+    pub(crate) verified: Option<Verified>,
     /// Verification, on a replica.
     #[serde(default)]
     pub(crate) checks: Option<Checks>,
+    /// The log's files, read again where they lie.
+    #[serde(default)]
+    pub(crate) at_rest: AtRest,
     /// What somebody should look at, in words.
     pub(crate) alarms: Vec<String>,
 }

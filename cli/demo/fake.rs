@@ -278,6 +278,8 @@ impl Operator for FakeNode {
             uncommitted: None,
             takes_back: false,
             round: None,
+            verified: None,
+            at_rest: AtRest::default(),
             checks: None,
             alarms: Vec::new(),
         };

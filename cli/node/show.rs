@@ -6,9 +6,9 @@ use super::groups::{Group, LinkInfo};
 use super::volumes::Found;
 use crate::config::{Config, OnFull};
 use crate::control::api::{
-    At, CatchUp, CatchingUp, Checks, Content, Fault, FaultCode, Group as Shown, Link, LinkState, Log, Mark,
-    Mismatch, Moment, Node as ShownNode, OnMismatch, Points, Positions, Record, Reign, Repair, Replica, Role,
-    Round, Span, State, Status, Stretch, Upstream, Verdict, Volume, WaitsFor, Window,
+    At, AtRest, CatchUp, CatchingUp, Checks, Content, Fault, FaultCode, Group as Shown, Link, LinkState, Log,
+    Mark, Mismatch, Moment, Node as ShownNode, OnMismatch, Points, Positions, Record, Reign, Repair, Replica,
+    Role, Rotten, Round, Span, State, Status, Stretch, Upstream, Verdict, Verified, Volume, WaitsFor, Window,
 };
 use crate::point::{Point, Which};
 use crate::time;
@@ -41,6 +41,11 @@ pub(super) fn status(node: &Node) -> Status {
     }
 }
 
+fn rotten(found: &engine::node::reread::Rotten) -> Rotten {
+    let at = At { lsn: found.lsn, time: Moment(found.found) };
+    Rotten { at, segment: found.segment, reason: found.reason.clone() }
+}
+
 fn closed(name: &str, reason: &str) -> Shown {
     Shown {
         name: name.to_owned(),
@@ -57,6 +62,8 @@ fn closed(name: &str, reason: &str) -> Shown {
         takes_back: false,
         window: None,
         round: None,
+        verified: None,
+        at_rest: AtRest::default(),
         checks: None,
         alarms: Vec::new(),
     }
@@ -121,6 +128,18 @@ fn group(group: &Arc<Group>) -> Shown {
             "verification has found {wrong} parts of this copy that are not what the primary holds"
         ));
     }
+    for found in &report.reread.rotten {
+        let what = match report.role {
+            state::Role::Primary => "replicas that do not have it yet get a sync span instead",
+            _ => {
+                "points behind it may not be read; `landfall verify` on the primary has what is newest sent again"
+            }
+        };
+        alarms.push(format!(
+            "the log's file {:08} cannot be read from LSN {} on: {}; {what}",
+            found.segment, found.lsn, found.reason
+        ));
+    }
     if let Some((volume, extent, reason)) = report.checks.as_ref().and_then(|checks| checks.damaged.as_ref())
     {
         let name = report.volumes.iter().find(|known| known.id == *volume);
@@ -149,6 +168,18 @@ fn group(group: &Arc<Group>) -> Shown {
         uncommitted: report.uncommitted,
         takes_back: report.takes_back,
         round: report.round.as_ref().map(round),
+        verified: (report.role == state::Role::Primary).then_some(Verified {
+            rounds: report.verified.rounds,
+            bytes: report.verified.bytes,
+            mismatched: report.verified.mismatched,
+            unreadable_bytes: report.verified.unreadable_bytes,
+            sent_again: report.verified.sent_again,
+        }),
+        at_rest: AtRest {
+            passes: report.reread.passes,
+            bytes: report.reread.bytes,
+            rotten: report.reread.rotten.iter().map(rotten).collect(),
+        },
         checks: report.checks.as_ref().map(|found| checks(found, &report)),
         alarms,
     }

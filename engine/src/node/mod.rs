@@ -29,6 +29,7 @@
 //! | `coarse` | a replica in a sync span |
 //! | [`verify`] | online verification: a primary tells what its volumes hold |
 //! | [`check`] | and a replica compares |
+//! | [`reread`] | the log's files, read again at rest |
 //! | [`work`] | what is done in the background, in which lane: syncs, applies, and |
 //! | [`checkpoint`] | saying on record how far the disks are, so that log is free again |
 //! | [`fold`] | retiring points into the base images |
@@ -54,6 +55,7 @@ pub mod reconsider;
 pub mod rejoin;
 pub mod replica;
 pub mod report;
+pub mod reread;
 pub mod span;
 pub mod verify;
 pub mod work;
@@ -164,6 +166,7 @@ pub struct Node {
     pub(crate) work: work::Work,
     pub(crate) verify: verify::Verify,
     pub(crate) checks: check::Checks,
+    pub(crate) reread: reread::Reread,
     waiters: VecDeque<Waiter>,
     answers: Vec<Answer>,
     next_ticket: u64,

@@ -512,6 +512,7 @@ pub(super) fn load(
         work,
         verify: super::verify::Verify::default(),
         checks: super::check::Checks::default(),
+        reread: super::reread::Reread::default(),
         config,
         storage,
         file,

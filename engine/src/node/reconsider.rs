@@ -62,7 +62,7 @@ impl Node {
         if epoch != self.next_epoch() {
             return Err(PromoteError::Conflict { asked: epoch, seen: self.state.epoch_seen() });
         }
-        if self.work.must_rest(now, self.verify.is_reading() || self.checks.is_comparing()) {
+        if self.work.must_rest(now, self.is_reading_at_rest()) {
             return Err(PromoteError::Busy);
         }
         self.sync_now(now).map_err(PromoteError::Failed)?;

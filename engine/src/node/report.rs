@@ -60,6 +60,10 @@ pub struct Report {
     pub round: Option<super::verify::RoundReport>,
     /// What scrubs have found on a replica.
     pub checks: Option<super::check::ChecksReport>,
+    /// What was read of the log at rest.
+    pub reread: super::reread::RereadReport,
+    /// Rounds of verification that this primary ended since the process began, and what came of them.
+    pub verified: super::verify::Totals,
     /// What a replica last heard of its primary's durable LSN, and the milliseconds since.
     pub primary: Option<(Lsn, u64)>,
 }
@@ -159,6 +163,8 @@ impl Node {
             branches: self.state.branches.clone(),
             round: self.round(),
             checks: self.checks(),
+            reread: self.reread(),
+            verified: self.verify.totals,
             primary: self.last_primary.map(|last| (last.durable, now.mono.ms_since(last.heard))),
         }
     }

@@ -107,6 +107,21 @@ pub struct Verdict {
     pub unchecked: u64,
 }
 
+/// Rounds of verification that ended, and what came of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// How many.
+    pub rounds: u64,
+    /// Bytes of volumes that they passed.
+    pub bytes: u64,
+    /// Parts that a replica held something else in, over all replicas.
+    pub mismatched: u64,
+    /// Bytes that could not be read here.
+    pub unreadable_bytes: u64,
+    /// Parts that replicas wanted again, and that were sent.
+    pub sent_again: u64,
+}
+
 struct Round {
     report: RoundReport,
     /// `None` behind the last volume.
@@ -138,6 +153,7 @@ struct Scanning {
 pub(crate) struct Verify {
     round: Option<Round>,
     last: Option<RoundReport>,
+    pub(super) totals: Totals,
     again: VecDeque<Part>,
     scanning: Option<Scanning>,
     /// Records that some replica may not have looked at.
@@ -309,6 +325,11 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Whether a part of a volume or of the log is being read to see whether it is well.
+    pub(super) fn is_reading_at_rest(&self) -> bool {
+        self.verify.is_reading() || self.checks.is_comparing() || self.reread.is_out()
     }
 
     /// The replicas that look at scrub records as they come.
@@ -497,6 +518,11 @@ impl Node {
         let Some(mut report) = self.round() else { return };
         (report.ended, report.waits) = (Some(now.wall), false);
         tracing::info!(group = %self.config.name, ?report, "verification ended");
+        let totals = &mut self.verify.totals;
+        totals.rounds += 1;
+        totals.bytes += report.done_bytes;
+        totals.mismatched += report.replicas.iter().map(|verdict| verdict.mismatched).sum::<u64>();
+        totals.unreadable_bytes += report.unreadable_bytes;
         (self.verify.round, self.verify.last) = (None, Some(report));
         self.verify.next = self.config.verify.every_ms.map(|every| now.mono.plus_ms(every));
     }
@@ -545,6 +571,7 @@ impl Node {
             }
             let Some(follower) = self.followers.get_mut(&replica) else { continue };
             let done = std::mem::take(&mut follower.verified.wants);
+            self.verify.totals.sent_again += done.len() as u64;
             follower.verified.anew.extend(done);
             follower.verified.anew.truncate(MAX_REPAIRS);
         }

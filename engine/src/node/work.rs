@@ -12,6 +12,7 @@ use super::check::{Check, Compared};
 use super::checkpoint::{Checkpoint, Recorded};
 use super::fold::{Fold, Folded};
 use super::hydrate::{CatchUp, Hydrate};
+use super::reread::{Read, RereadFile};
 use super::span::{Copied, Copy, Survey, Surveyed};
 use super::verify::{Scanned, Scrub};
 use crate::io::File;
@@ -180,6 +181,8 @@ pub enum Job {
     Scrub(Scrub),
     /// Read a part of a point to compare it with what the primary holds.
     Check(Check),
+    /// Read a file of the log again.
+    Reread(RereadFile),
 }
 
 /// The outcome of a [`Job`].
@@ -205,6 +208,8 @@ pub enum Done {
     Scrub(Scanned),
     /// Of a check.
     Check(Compared),
+    /// Of a file that was read again.
+    Reread(Read),
 }
 
 impl Job {
@@ -222,6 +227,7 @@ impl Job {
             Job::Copy(_) => "copy",
             Job::Scrub(_) => "scrub",
             Job::Check(_) => "check",
+            Job::Reread(_) => "reread",
         }
     }
 
@@ -238,6 +244,7 @@ impl Job {
             Job::Copy(copy) => Done::Copy(copy.run()),
             Job::Scrub(scrub) => Done::Scrub(scrub.run()),
             Job::Check(check) => Done::Check(check.run()),
+            Job::Reread(file) => Done::Reread(file.run()),
         }
     }
 }
@@ -328,7 +335,10 @@ impl Node {
                 job
             }
             Lane::Bulk => self.poll_bulk(now),
-            Lane::Verify => self.poll_verify(now).or_else(|| self.poll_check()),
+            Lane::Verify if self.reread.is_out() => None,
+            Lane::Verify => {
+                self.poll_verify(now).or_else(|| self.poll_check()).or_else(|| self.poll_reread(now))
+            }
         }
     }
 
@@ -359,7 +369,7 @@ impl Node {
         let rest = (self.work.rests_until > now.mono).then_some(self.work.rests_until);
         let copies = self.followers.values().any(|follower| follower.connected && follower.lack.is_some());
         let copy = (copies && self.work.copy_at > now.mono).then_some(self.work.copy_at);
-        let verify = self.verify_wakes(now);
+        let verify = [self.verify_wakes(now), self.reread_wakes(now)].into_iter().flatten().min();
         [ship, apply, checkpoint, retry, rest, copy, verify].into_iter().flatten().min()
     }
 
@@ -379,7 +389,8 @@ impl Node {
             },
             Lane::Copy => !self.work.copying && self.copy_is_due(now),
             Lane::Bulk => !self.work.bulk && self.is_hydrating() || self.heir().is_some(),
-            Lane::Verify => self.verify_is_due(now) || self.check_is_due(),
+            Lane::Verify if self.reread.is_out() => false,
+            Lane::Verify => self.verify_is_due(now) || self.check_is_due() || self.reread_is_due(now),
         }
     }
 
@@ -504,6 +515,7 @@ impl Node {
             }
             Done::Scrub(scanned) => self.finish_scrub(now, scanned),
             Done::Check(compared) => self.finish_check(now, compared),
+            Done::Reread(read) => self.finish_reread(now, read),
             Done::Checkpoint(Err(reason))
             | Done::Fold(Err(reason))
             | Done::Hydrate(Err(reason))
