@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Status,
     /// Make a disk that holds data a volume of a group, where it is: its data is copied to the replicas
     Protect(Protect),
+    /// Change the size of a volume, on the primary; points before it keep theirs
+    Resize(Resize),
     /// Recovery points
     #[command(subcommand)]
     Points(Points),
@@ -460,6 +462,19 @@ pub(crate) struct RestoreList {
 }
 
 /// Arguments of `protect`.
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    /// The volume
+    #[arg(value_name = "GROUP/VOLUME", value_parser = of_volume)]
+    pub(crate) volume: OfVolume,
+    /// The new size, as in 20GiB
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub(crate) size: Bytes,
+    /// Do not ask before it gets smaller
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Protect {
     /// The group

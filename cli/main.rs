@@ -71,6 +71,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Agent => daemon::run(&global.load()?, Expect::Primary, node::start),
         Command::Replica => daemon::run(&global.load()?, Expect::Replica, node::start),
         Command::Status => commands::status::run(global),
+        Command::Resize(arguments) => commands::resize::run(global, arguments),
         Command::Protect(arguments) => commands::protect::run(global, arguments),
         Command::Points(args::Points::List { group }) => commands::points::list(global, group),
         Command::MountPoint(arguments) => commands::mount::mount(global, arguments),

@@ -20,6 +20,7 @@ pub(crate) mod mount;
 pub(crate) mod points;
 pub(crate) mod protect;
 pub(crate) mod reprotect;
+pub(crate) mod resize;
 pub(crate) mod resync;
 pub(crate) mod status;
 pub(crate) mod verify;

@@ -1,4 +1,4 @@
-//! A volume is put into a configuration file that somebody has written: comments and order stay as they are.
+//! A volume is put into a configuration file that somebody has written, or gets another size there: comments and order stay as they are.
 //!
 //! The new text is checked before it is written, and replaces the old one as a whole: a power cut leaves the one or the
 //! other.
@@ -36,6 +36,46 @@ impl Edited {
     /// If the file cannot be read, or would not be a configuration with it; nothing is written.
     pub(crate) fn with_volume(path: &Path, addition: &Addition<'_>) -> Result<Edited, Failure> {
         let Addition { group, volume, size, backing } = addition;
+        Edited::with(path, group, |volumes| {
+            let mut added = Table::new();
+            added.insert("name", value(*volume));
+            added.insert("size", value(size.as_str()));
+            added.insert("backing", value(backing.to_str().ok_or("the disk's path is not UTF-8")?));
+            added.insert("in_place", value(true));
+            added.decor_mut().set_prefix("\n");
+            volumes.push(added);
+            Ok(())
+        })
+    }
+
+    /// The file with another size of a volume, as the file says it: `"10GiB"`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, has no such volume, or would not be a configuration with it; nothing is written.
+    pub(crate) fn with_size(path: &Path, group: &str, volume: &str, size: &str) -> Result<Edited, Failure> {
+        Edited::with(path, group, |volumes| {
+            let table =
+                volumes.iter_mut().find(|table| is_named(table, volume)).ok_or("it has no such volume")?;
+            match table.get_mut("size").and_then(Item::as_value_mut) {
+                // What stands behind it in its line stays.
+                Some(known) => {
+                    let decor = known.decor().clone();
+                    *known = size.into();
+                    *known.decor_mut() = decor;
+                }
+                None => {
+                    table.insert("size", value(size));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn with(
+        path: &Path,
+        group: &str,
+        change: impl FnOnce(&mut ArrayOfTables) -> Result<(), &'static str>,
+    ) -> Result<Edited, Failure> {
         // A link is followed: the file that it leads to is replaced.
         let cannot = |error: &dyn std::fmt::Display| {
             Failure::usage(format_args!("the configuration {} cannot be changed: {error}", path.display()))
@@ -43,22 +83,14 @@ impl Edited {
         let path = std::fs::canonicalize(path).map_err(|error| cannot(&error))?;
         let before = std::fs::read_to_string(&path).map_err(|error| cannot(&error))?;
         let mut document: DocumentMut = before.parse().map_err(|error| cannot(&error))?;
-        let named = |table: &&mut Table| table.get("name").and_then(Item::as_str) == Some(group);
         let groups = document.get_mut("group").and_then(Item::as_array_of_tables_mut);
-        let table = groups.and_then(|groups| groups.iter_mut().find(named));
+        let table = groups.and_then(|groups| groups.iter_mut().find(|table| is_named(table, group)));
         let table = table.ok_or_else(|| cannot(&format_args!("it has no group {group}")))?;
         let volumes = table.entry("volume").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
         let volumes = volumes
             .as_array_of_tables_mut()
             .ok_or_else(|| cannot(&format_args!("the volumes of {group} are not [[group.volume]]")))?;
-        let mut added = Table::new();
-        added.insert("name", value(*volume));
-        added.insert("size", value(size.as_str()));
-        let text = backing.to_str().ok_or_else(|| cannot(&"the disk's path is not UTF-8"))?;
-        added.insert("backing", value(text));
-        added.insert("in_place", value(true));
-        added.decor_mut().set_prefix("\n");
-        volumes.push(added);
+        change(volumes).map_err(|error| cannot(&error))?;
         let after = document.to_string();
         Config::parse(&path, &after)?;
         Ok(Edited { path, before, after })
@@ -102,6 +134,10 @@ impl Edited {
             Failure::failed(format_args!("{} could not be written: {error}", self.path.display()))
         })
     }
+}
+
+fn is_named(table: &Table, name: &str) -> bool {
+    table.get("name").and_then(Item::as_str) == Some(name)
 }
 
 #[cfg(test)]
@@ -157,6 +193,18 @@ size = "1GiB"
         }
         edited.undo().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), TEXT);
+    }
+
+    #[test]
+    fn a_size_is_changed_and_all_else_stays() {
+        let scratch = Scratch::new("edit").unwrap();
+        let path = scratch.path().join("landfall.toml");
+        let text = TEXT.replacen("\"1GiB\"\n", "\"1GiB\" # enough\n", 1);
+        std::fs::write(&path, &text).unwrap();
+        Edited::with_size(&path, "db", "data", "3GiB").unwrap().write().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text.replacen("1GiB", "3GiB", 1));
+        assert!(Edited::with_size(&path, "db", "www", "3GiB").is_err());
+        assert!(Edited::with_size(&path, "db", "data", "3").is_err());
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub(crate) enum Request {
     Verify(Verify),
     /// [`super::Operator::protect`].
     Protect(OfVolume),
+    /// [`super::Operator::resize`].
+    Resize(Resize),
     /// [`super::Operator::record`].
     Record(OfRecord),
 }
@@ -131,6 +133,29 @@ pub(crate) struct OfVolume {
     pub(crate) group: String,
     /// The volume's.
     pub(crate) volume: String,
+}
+
+/// A volume that has another size. Answer to `resize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resized {
+    /// The NBD export.
+    pub(crate) export: String,
+    /// Its size until now.
+    pub(crate) before_bytes: u64,
+    /// Its size.
+    pub(crate) size_bytes: u64,
+}
+
+/// Another size for a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resize {
+    /// The group's name.
+    pub(crate) group: String,
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// Its size.
+    pub(crate) size_bytes: u64,
 }
 
 /// A volume that is protected. Answer to `protect`.

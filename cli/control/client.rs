@@ -3,7 +3,7 @@
 use super::api::{
     Branch, Committed, Failover, Fault, FaultCode, Loss, Mount, MountId, MountRequest, OfBranch, OfGroup,
     OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, Promotion, Protected, Record, Reprotected,
-    Request, Resync, Round, Status, VERSION, Verify,
+    Request, Resize, Resized, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::{BranchId, Point};
@@ -135,6 +135,11 @@ impl Client {
     /// [`super::Operator::protect`].
     pub(crate) fn protect(&mut self, request: OfVolume) -> Result<Protected, Failure> {
         self.call(&Request::Protect(request))
+    }
+
+    /// [`super::Operator::resize`].
+    pub(crate) fn resize(&mut self, request: Resize) -> Result<Resized, Failure> {
+        self.call(&Request::Resize(request))
     }
 
     /// [`super::Operator::record`].

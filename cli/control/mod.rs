@@ -18,7 +18,7 @@ pub(crate) use server::Server;
 use crate::point::{BranchId, Point};
 use api::{
     Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion,
-    Protected, Record, Reprotected, Resync, Round, Status, Verify,
+    Protected, Record, Reprotected, Resize, Resized, Resync, Round, Status, Verify,
 };
 use engine::types::Lsn;
 
@@ -77,6 +77,10 @@ pub(crate) trait Operator: Send + Sync {
     /// Takes on a volume that the configuration file names by now. One that is there already is no mistake. `refused` where
     /// it cannot be protected, and nothing changes then.
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault>;
+
+    /// Gives a volume another size. `refused` where that cannot be, and nothing changes then: if it gets smaller, also
+    /// while NBD clients are connected to it.
+    fn resize(&self, request: &Resize) -> Result<Resized, Fault>;
 
     /// What one record of a group's log is. `not_found` if the log does not hold it.
     fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault>;

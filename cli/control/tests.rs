@@ -136,6 +136,11 @@ impl Operator for Fake {
         if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }
     }
 
+    fn resize(&self, request: &api::Resize) -> Result<Resized, Fault> {
+        let export = format!("{}/{}", request.group, request.volume);
+        Ok(Resized { export, before_bytes: 512, size_bytes: request.size_bytes })
+    }
+
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault> {
         Ok(Protected { export: format!("{group}/{volume}"), size_bytes: 512, replicas: 0 })
     }

@@ -373,6 +373,10 @@ impl Operator for FakeNode {
         Err(Fault::new(FaultCode::Refused, "no replica needs it"))
     }
 
+    fn resize(&self, _request: &Resize) -> Result<Resized, Fault> {
+        unreachable!("the demo does not resize")
+    }
+
     fn protect(&self, _group: &str, _volume: &str) -> Result<Protected, Fault> {
         Err(Fault::new(FaultCode::Refused, "there is nothing to protect"))
     }

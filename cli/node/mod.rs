@@ -18,6 +18,7 @@ mod logs;
 mod mounts;
 mod paces;
 mod protect;
+mod resize;
 mod show;
 mod volumes;
 
@@ -27,7 +28,8 @@ use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
     Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mount, MountId, MountRequest,
-    OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resync, Round, Status, Verify,
+    OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round,
+    Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -509,6 +511,10 @@ impl Operator for Node {
                 Ok(show::round(&round))
             }
         })
+    }
+
+    fn resize(&self, request: &Resize) -> Result<Resized, Fault> {
+        resize::resize(self.group(&request.group)?, request)
     }
 
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault> {

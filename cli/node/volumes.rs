@@ -158,7 +158,7 @@ impl Point {
     /// The volumes that it has.
     pub(super) fn specs(&self) -> Vec<VolumeSpec> {
         self.group.engine.peek(|node| match &self.found.branch {
-            None => node.volume_specs().cloned().collect(),
+            None => node.specs_at(self.found.at),
             Some(states) => node.branch_volumes(states, self.found.at),
         })
     }
@@ -231,9 +231,9 @@ impl PointVolumes {
         scratch: &Scratch,
     ) -> std::io::Result<PointVolumes> {
         let fresh = PointVolumes::read_only(point.clone());
-        let kept = fresh.volumes().into_iter().map(|(_, id, _)| {
+        let kept = fresh.volumes().into_iter().map(|(_, id, size)| {
             let file = scratch.file(&format!("{mount}-{}", id.0))?;
-            let changes = point.group.engine.peek(|node| node.changes(id, file, &scratch.budget))?;
+            let changes = point.group.engine.peek(|node| node.changes(id, size, file, &scratch.budget))?;
             Ok((id, Arc::new(changes)))
         });
         Ok(PointVolumes { point: point.clone(), writes: Writes::Kept(kept.collect::<std::io::Result<_>>()?) })

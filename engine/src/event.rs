@@ -32,6 +32,9 @@ pub enum Kind {
     SpanEnd = 9,
     /// What an extent holds here, for replicas to compare. Body: [`Scrubbed`].
     Scrub = 10,
+    /// A volume has another size from here on. Its extent is no place: the offset is the size before, the length the size
+    /// behind. No payload.
+    Resize = 11,
 }
 
 /// The version of records that a program must know to understand a record of a kind and flags: a newer kind tells an
@@ -41,6 +44,7 @@ pub fn version_of(kind: Kind, flags: u16) -> u8 {
     match kind {
         Kind::SpanBegin | Kind::SpanEnd => 2,
         Kind::Scrub => 3,
+        Kind::Resize => 5,
         Kind::Volume if flags & FLAG_IN_PLACE != 0 => 4,
         Kind::Write | Kind::Zero | Kind::Volume if flags & !FLAG_NO_HOLE != 0 => 2,
         _ => 1,
@@ -62,6 +66,7 @@ impl Kind {
             8 => Kind::SpanBegin,
             9 => Kind::SpanEnd,
             10 => Kind::Scrub,
+            11 => Kind::Resize,
             _ => return None,
         })
     }
@@ -92,6 +97,7 @@ impl Kind {
             Kind::SpanBegin => "span-begin",
             Kind::SpanEnd => "span-end",
             Kind::Scrub => "scrub",
+            Kind::Resize => "resize",
         }
     }
 }

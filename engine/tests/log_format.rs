@@ -329,7 +329,7 @@ fn encode_again(seed: Seed, bytes: &[u8]) -> Kind {
         Kind::Promote => encode_body(&decode_body::<Promoted>(payload).expect("a body")),
         Kind::SpanBegin | Kind::SpanEnd => encode_body(&decode_body::<Spanned>(payload).expect("a body")),
         Kind::Scrub => encode_body(&decode_body::<Scrubbed>(payload).expect("a body")),
-        Kind::Write | Kind::Zero | Kind::Flush => payload.to_vec(),
+        Kind::Write | Kind::Zero | Kind::Flush | Kind::Resize => payload.to_vec(),
     };
     assert_eq!(body, payload, "{:?}", header.kind);
     assert!(padding.len() < 8 && padding.iter().all(|&byte| byte == 0));
@@ -349,7 +349,7 @@ fn scrubbed(round: u64, on_mismatch: OnMismatch) -> Vec<u8> {
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     type Sample = (&'static str, Kind, u16, u32, Extent, Vec<u8>);
     let spanned = encode_body(&Spanned { replica: NodeId([2; 16]) });
-    let kinds: [Sample; 16] = [
+    let kinds: [Sample; 17] = [
         ("open", Kind::Open, 0, 0, Extent::default(), encode_body(&Opened { node: NodeId([1; 16]) })),
         (
             "volume",
@@ -361,6 +361,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("write", Kind::Write, 0, 3, Extent::new(0x1_0000_0200, 13), b"thirteen byte".to_vec()),
         ("zero", Kind::Zero, 0, 3, Extent::new(4096, 1 << 33), Vec::new()),
+        ("resize", Kind::Resize, 0, 3, Extent::new(1 << 30, 3 << 30), Vec::new()),
         ("zero-no-hole", Kind::Zero, event::FLAG_NO_HOLE, 3, Extent::new(512, 512), Vec::new()),
         ("flush", Kind::Flush, 0, 0, Extent::default(), Vec::new()),
         (

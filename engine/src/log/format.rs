@@ -23,7 +23,7 @@ pub const MAX_PAYLOAD_BYTES: usize = crate::guest::MAX_REQUEST_BYTES as usize;
 pub const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
 /// The newest version of records; one that needs nothing new carries an older number.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 /// The version of segment headers.
 const SEGMENT_VERSION: u8 = 1;
 
@@ -233,6 +233,11 @@ impl Header {
             Kind::Write => payload == self.extent.len && payload > 0 && self.volume != VolumeId(0),
             Kind::Zero => payload == 0 && self.extent.len > 0 && self.volume != VolumeId(0),
             Kind::Scrub => payload > 0 && self.extent.len > 0 && self.volume != VolumeId(0),
+            // No arithmetic is done with the two sizes before they are looked at as such.
+            Kind::Resize => {
+                let Extent { offset: before, len: behind } = self.extent;
+                payload == 0 && self.volume != VolumeId(0) && before > 0 && behind > 0 && before != behind
+            }
             Kind::Flush => payload == 0 && self.extent == Extent::default(),
             Kind::Volume => payload > 0 && self.extent == Extent::default() && self.volume != VolumeId(0),
             Kind::Open | Kind::Mark | Kind::Promote | Kind::SpanBegin | Kind::SpanEnd => {

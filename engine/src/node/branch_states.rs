@@ -6,6 +6,7 @@
 //! meanwhile.
 
 use super::points::Error;
+use super::resize::sizes_of;
 use super::{Node, coarse, open};
 use crate::event::{FLAG_AGAIN, Kind, Promoted, VolumeSpec, decode_body};
 use crate::index::{Index, Origin};
@@ -68,6 +69,8 @@ pub struct BranchStates {
     coarse: Vec<Coarse>,
     /// Volumes that it defined, and where.
     volumes: Vec<(Lsn, VolumeSpec)>,
+    /// Volumes whose size changed on it: where, and what it is from there on.
+    resizes: Vec<(Lsn, VolumeId, u64)>,
     /// Reigns that began on it, by their first records.
     reigns: Vec<(Lsn, Reign)>,
     /// Each of its LSNs stands in a record.
@@ -84,8 +87,8 @@ impl BranchSurvey {
     pub fn run(self) -> Result<BranchStates, BranchError> {
         let BranchSurvey { branch, reader, node, volumes: known } = self;
         let mut index = Index::new(branch.after.lsn);
-        let (mut coarse, mut volumes, mut reigns, mut times) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::<(Timestamp, Lsn)>::new());
+        let (mut coarse, mut volumes, mut resizes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut reigns, mut times) = (Vec::new(), Vec::<(Timestamp, Lsn)>::new());
         let (mut last, mut leaves_none_out) = (branch.after.lsn, true);
         let files = reader.map(|header, place, body| {
             leaves_none_out &= header.lsn == last.next();
@@ -102,6 +105,11 @@ impl BranchSurvey {
                         coarse::await_data(&mut coarse, header, known + volumes.len());
                     }
                 }
+                Kind::Resize => resizes.push((header.lsn, header.volume, sizes_of(header).1)),
+                // Repeated, with a size that may have changed where records were left out.
+                Kind::Volume => {
+                    resizes.extend(open::spec_of(header, body).map(|spec| (header.lsn, spec.id, spec.size)));
+                }
                 Kind::Promote => {
                     let promoted = decode_body::<Promoted>(body);
                     reigns.extend(promoted.map(|promoted| (header.lsn, promoted.reign)));
@@ -110,7 +118,7 @@ impl BranchSurvey {
             }
         })?;
         let files = files.ok_or(BranchError::NotWhole)?;
-        Ok(BranchStates { branch, files, index, coarse, volumes, reigns, leaves_none_out, times })
+        Ok(BranchStates { branch, files, index, coarse, volumes, resizes, reigns, leaves_none_out, times })
     }
 }
 
@@ -170,9 +178,18 @@ impl BranchStates {
         behind.checked_sub(1).map(|index| self.times[index].0)
     }
 
-    /// Volumes that the branch has defined, as of `at`.
-    pub fn volumes_at(&self, at: Lsn) -> impl Iterator<Item = &VolumeSpec> {
-        self.volumes.iter().filter(move |(defined, _)| *defined <= at).map(|(_, spec)| spec)
+    /// The volumes as of `at`, given those at the point at which the branch left the line.
+    #[must_use]
+    pub fn specs_at(&self, mut specs: Vec<VolumeSpec>, at: Lsn) -> Vec<VolumeSpec> {
+        for (_, spec) in self.volumes.iter().filter(|(defined, _)| *defined <= at) {
+            if specs.iter().all(|known| known.id != spec.id) {
+                specs.push(spec.clone());
+            }
+        }
+        for (_, id, size) in self.resizes.iter().filter(|(resized, ..)| *resized <= at) {
+            specs.iter_mut().filter(|spec| spec.id == *id).for_each(|spec| spec.size = *size);
+        }
+        specs
     }
 
     /// Stretches that are no points, up to `at`, which is one.
@@ -251,16 +268,11 @@ impl Node {
     #[must_use]
     pub fn plan_branch(&self, states: &BranchStates, id: VolumeId, at: Lsn, extent: Extent) -> Option<Plan> {
         let after = states.branch.after.lsn;
-        let own = states.volumes_at(at).find(|spec| spec.id == id);
-        let is_older = self.volumes_at(after).contains(&id);
-        let size = match (own, is_older) {
-            (Some(spec), false) => spec.size,
-            (_, true) => self.volumes.get(&id)?.spec.size,
-            (None, false) => return None,
-        };
+        let size = self.branch_volumes(states, at).iter().find(|spec| spec.id == id)?.size;
         if !extent.fits(size) {
             return None;
         }
+        let is_older = self.volumes_at(after).contains(&id);
         let mut parts = Vec::new();
         for piece in states.index.resolve(id, at, extent).ok()? {
             match piece.source {
@@ -277,9 +289,6 @@ impl Node {
     /// The volumes at a point of a branch.
     #[must_use]
     pub fn branch_volumes(&self, states: &BranchStates, at: Lsn) -> Vec<VolumeSpec> {
-        let older = self.volumes_at(states.branch.after.lsn);
-        let line = self.volume_specs().filter(|spec| older.contains(&spec.id)).cloned();
-        let own = states.volumes_at(at).filter(|spec| !older.contains(&spec.id)).cloned();
-        line.chain(own).collect()
+        states.specs_at(self.specs_at(states.branch.after.lsn), at)
     }
 }

@@ -294,7 +294,7 @@ impl Node {
     /// A read of what a record tells of; `None` if it cannot be compared.
     fn plan_check(&self, waiting: &Waiting) -> Option<Plan> {
         let Waiting { lsn, volume, extent, .. } = *waiting;
-        let fits = extent.fits(self.volumes.get(&volume)?.spec.size);
+        let fits = extent.fits(self.volumes.get(&volume)?.size_at(lsn));
         let is_point = self.is_of_the_line(waiting) && self.check_point(lsn).is_ok();
         (fits && is_point).then(|| self.plan_at(volume, lsn, extent)).flatten()
     }

@@ -148,9 +148,8 @@ impl Node {
             true => self.volumes.values().filter_map(|volume| volume.backing.clone()).collect(),
             false => Vec::new(),
         };
-        // A definition that is not durable may be lost, and must then be made again.
-        let defined = self.volumes_at(durable);
-        let volumes = self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
+        // A definition that is not durable may be lost, and must then be made again; likewise a size.
+        let volumes = self.specs_at(durable);
         let epoch = self.state.epoch();
         let coarse = self.coarse.clone();
         let lacks = std::mem::take(&mut self.work.lacks_changed).then(|| {

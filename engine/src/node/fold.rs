@@ -122,7 +122,7 @@ impl Node {
                 let step = index.fold_step(volume.spec.id, at, self.state.base, upto);
                 from = step.next;
                 for piece in step.pieces {
-                    let extent = piece.extent.intersect(Extent::new(0, volume.spec.size))?;
+                    let extent = piece.extent.intersect(Extent::new(0, volume.largest()))?;
                     pieces.push((extent, self.plan_at(volume.spec.id, upto, extent)?));
                 }
             }

@@ -126,10 +126,9 @@ impl Node {
         }
         let to = volume.backing.clone()?;
         let size = volume.spec.size;
-        let pieces = step.pieces.into_iter().map(|piece| {
-            let extent = piece.extent.intersect(Extent::new(0, size))?;
-            Some((extent, self.plan_at(id, upto, extent)?))
-        });
+        // What lies behind the end is of a time when the volume was longer.
+        let within = step.pieces.iter().filter_map(|piece| piece.extent.intersect(Extent::new(0, size)));
+        let pieces = within.map(|extent| Some((extent, self.plan_at(id, upto, extent)?)));
         Some(HydrateStep::CatchUp { pieces: pieces.collect::<Option<_>>()?, to })
     }
 

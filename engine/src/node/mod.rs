@@ -18,6 +18,7 @@
 //! | [`primary`] | guest requests, replicas that follow |
 //! | [`replica`] | following a primary |
 //! | `protect` | volumes that join a group while it runs |
+//! | `resize` | the sizes of volumes, and their changing |
 //! | [`promote`] | changing roles |
 //! | [`rejoin`] | an old primary that is taken back |
 //! | [`handover`] | a planned failover: no write lost, and no two primaries |
@@ -56,6 +57,7 @@ pub mod rejoin;
 pub mod replica;
 pub mod report;
 pub mod reread;
+mod resize;
 pub mod span;
 pub mod verify;
 pub mod work;
@@ -102,6 +104,8 @@ pub(crate) struct Volume {
     pub(crate) defined: Lsn,
     /// Its disk held data when it was defined there, which no record has brought.
     pub(crate) in_place: bool,
+    /// Where its size changed in the retained log, oldest first.
+    pub(crate) resizes: Vec<resize::Resized>,
     /// The plain disk; a replica has none.
     pub(crate) backing: Option<Arc<dyn File>>,
     /// The state of the volume at the LSN up to which the group is folded; a node that never was a replica has

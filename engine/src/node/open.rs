@@ -11,8 +11,10 @@
 
 use super::config::{Begins, Config, NewVolume, Start};
 use super::disks::{
-    Presence, check_new_backing, check_new_backings, make_disk, open_backing, open_in_place, open_kept,
+    Presence, backing_path, check_new_backing, check_new_backings, make_disk, open_backing, open_in_place,
+    open_kept,
 };
+use super::resize::{Sizes, gain_of, lengthen, sizes_of};
 use super::span::Lack;
 use super::{Follower, Node, Volume, coarse, work::Work};
 use crate::event::{
@@ -302,13 +304,12 @@ impl Node {
                 }
                 continue;
             };
+            // The log says what it is: it may have been resized by another node since this was written.
             if known.spec.size != volume.size {
-                let reason = format!(
-                    "its size is {} bytes, the configuration says {}; the size of a volume cannot be changed \
-                     here",
-                    known.spec.size, volume.size
+                tracing::warn!(
+                    group = %self.config.name, volume = volume.name, size = known.spec.size, configured = volume.size,
+                    "the volume has another size than the configuration says; `landfall resize` changes it"
                 );
-                return Err(Error::BadVolume { volume: volume.name.clone(), reason });
             }
         }
         Ok(())
@@ -371,7 +372,8 @@ impl Node {
         self.append_flagged(now, epoch, Kind::Volume, flags, spec.id, &body)?;
         let defined = self.log.tip().lsn;
         let (active, frozen) = (Overlay::default(), None);
-        let volume = Volume { spec, defined, in_place, backing, base, active, frozen };
+        let resizes = Vec::new();
+        let volume = Volume { spec, defined, in_place, resizes, backing, base, active, frozen };
         let (id, whole) = (volume.spec.id, Extent::new(0, volume.spec.size));
         self.volumes.insert(id, volume);
         // Whoever is away lacks all of it.
@@ -394,6 +396,7 @@ pub(super) fn load(
         state.volumes.iter().map(|spec| (spec.id, spec.clone())).collect();
     let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
     let mut in_place: BTreeSet<VolumeId> = BTreeSet::new();
+    let mut sizes = Sizes::default();
     let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
     let mut coarse = state.coarse.clone();
     let (mut lacks, mut diverged) = read_lacks(&*storage, &config, &state)?;
@@ -437,6 +440,29 @@ pub(super) fn load(
                     coarse::await_data(&mut coarse, header, specs.len());
                 }
             }
+            if header.kind == Kind::Resize {
+                let (before, behind) = sizes_of(header);
+                sizes.note(header.volume, header.lsn, before);
+                if header.lsn > headers_through
+                    && let Some(spec) = specs.get_mut(&header.volume)
+                {
+                    spec.size = behind;
+                }
+                for (_, extents) in lacks.iter_mut().filter(|(lost, _)| header.lsn > lost.through) {
+                    gain_of(header).into_iter().for_each(|extent| extents.insert(header.volume, extent));
+                }
+            }
+            if is_again
+                && header.lsn > headers_through
+                && let Some(known) = specs.get_mut(&header.volume)
+            {
+                // The record that changed its size was left out.
+                let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
+                if spec.size != known.size {
+                    sizes.note(header.volume, header.lsn, known.size);
+                    known.size = spec.size;
+                }
+            }
             if header.kind.changes_bytes() {
                 for (lost, extents) in &mut lacks {
                     if header.lsn > lost.through && header.flags & FLAG_COPY == 0 {
@@ -478,7 +504,7 @@ pub(super) fn load(
             true => Some(open_backing(&*storage, &config, &spec)?),
             false => None,
         };
-        let presence = match state.volumes.contains(&spec) {
+        let presence = match state.volumes.iter().any(|known| known.id == id && known.name == spec.name) {
             true => Presence::Expected,
             false => Presence::Any,
         };
@@ -486,7 +512,16 @@ pub(super) fn load(
         let active = overlays.remove(&id).unwrap_or_default();
         let defined = defined.get(&id).copied().unwrap_or_default();
         let in_place = in_place.contains(&id);
-        volumes.insert(id, Volume { spec, defined, in_place, backing, base, active, frozen: None });
+        let resizes = sizes.take(id);
+        if let (Some(base), Some(known)) = (&base, state.volumes.iter().find(|known| known.id == id)) {
+            // It may have died between the record of a larger size and the disk.
+            let on_record = resizes.iter().filter(|resized| resized.at <= state.durable);
+            let largest = on_record.map(|resized| resized.before).fold(known.size, u64::max);
+            if spec.size > largest {
+                lengthen(&**base, &spec.name, &backing_path(&config, &spec.name), largest, spec.size)?;
+            }
+        }
+        volumes.insert(id, Volume { spec, defined, in_place, resizes, backing, base, active, frozen: None });
     }
     let followers = config
         .replicas

@@ -134,26 +134,27 @@ impl Node {
         debug_assert!(self.pins.contains_key(&at), "a point is opened before it is read");
         let at = if planted!(MovingPoint) { self.log.durable().lsn } else { at };
         let volume = self.volumes.get(&id)?;
-        extent.fits(volume.spec.size).then(|| self.plan_at(id, at, extent)).flatten()
+        extent.fits(volume.size_at(at)).then(|| self.plan_at(id, at, extent)).flatten()
     }
 
-    /// What guests write to a volume at an open point is kept in `file`, which is empty: nothing of it reaches the node.
+    /// What guests write to a volume of `size` bytes at an open point is kept in `file`, which is empty: nothing of it
+    /// reaches the node.
     ///
     /// # Errors
-    /// If there is no such volume; else of the file.
+    /// Of the file.
     pub fn changes(
         &self,
         id: VolumeId,
+        size: u64,
         file: Arc<dyn File>,
         budget: &Arc<Budget>,
     ) -> std::io::Result<Changes> {
-        let volume = self.volumes.get(&id).ok_or(std::io::ErrorKind::NotFound)?;
         if planted!(DrillReachesBase)
-            && let Some(base) = &volume.base
+            && let Some(base) = self.volumes.get(&id).and_then(|volume| volume.base.as_ref())
         {
-            return Changes::new(base.clone(), budget, volume.spec.size);
+            return Changes::new(base.clone(), budget, size);
         }
-        Changes::new(file, budget, volume.spec.size)
+        Changes::new(file, budget, size)
     }
 
     /// The newest point that is not younger than `time`, by the records' own times. If the primary's clock went

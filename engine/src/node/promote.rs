@@ -174,9 +174,7 @@ impl Node {
             last: latest.lsn,
         });
         // A volume that was defined behind the point is no part of it.
-        let defined = self.volumes_at(at);
-        let volumes: Vec<_> =
-            self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect();
+        let volumes = self.specs_at(at);
         // Disks that hold the base images are filled as those are folded.
         let is_filled = self.state.keeps() == Keeps::Disks;
         let done = volumes.iter().map(|spec| (spec.id, if is_filled { spec.size } else { 0 }));
@@ -218,7 +216,7 @@ impl Node {
         if let Some(index) = &mut self.index {
             index.truncate_after(at);
         }
-        self.volumes.retain(|id, _| defined.contains(id));
+        self.cut_volumes(at);
         self.followers.values_mut().for_each(|follower| *follower = Follower::default());
         let failed = |node: &mut Node, reason: String| {
             node.fail(now, reason.clone());

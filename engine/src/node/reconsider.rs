@@ -72,10 +72,7 @@ impl Node {
         let reign = Reign { epoch, branch: tip.position(), node: self.config.node };
         let mut history: Vec<Reign> = self.state.history.clone();
         history.retain(|past| past.epoch <= cut.epoch && past.branch.lsn <= cut.lsn);
-        let mut volumes: Vec<_> = {
-            let defined = self.volumes_at(cut.lsn);
-            self.volume_specs().filter(|spec| defined.contains(&spec.id)).cloned().collect()
-        };
+        let mut volumes = self.specs_at(cut.lsn);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(cut.lsn, &mut coarse);
         let mut branches = self.state.branches.clone();
@@ -86,8 +83,7 @@ impl Node {
                 branches.push(Branch { after: tip.position(), ..branch });
             }
             history.extend(states.reigns_until(at));
-            let known: Vec<_> = volumes.iter().map(|spec| spec.id).collect();
-            volumes.extend(states.volumes_at(at).filter(|spec| !known.contains(&spec.id)).cloned());
+            volumes = states.specs_at(volumes, at);
             coarse.extend(states.coarse_until(at));
         }
         history.push(reign);
@@ -98,7 +94,7 @@ impl Node {
         let done = volumes.iter().map(|spec| (spec.id, if keeps == Keeps::Disks { spec.size } else { 0 }));
         let hydration = Hydration { at, done: done.collect() };
         // What has been written to the disks of volumes that are no part of this any more stands in records of a branch.
-        let gone = self.volumes.values().filter(|volume| !volumes.contains(&volume.spec));
+        let gone = self.volumes.values().filter(|known| volumes.iter().all(|spec| spec.id != known.spec.id));
         let dropped: Vec<String> = gone.map(|volume| volume.spec.name.clone()).collect();
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
 

@@ -16,8 +16,9 @@
 //! leaves the fenced primary or the replica, and then the log is read anew as after any death: the same code makes
 //! the replica in a running process.
 
+use super::resize::cut_specs;
 use super::{Node, open};
-use crate::extents::Extents;
+use crate::extents::{BLOCK_BYTES, Extents};
 use crate::lacks;
 use crate::log::chain::Tip;
 use crate::log::format::Header;
@@ -99,6 +100,19 @@ impl Node {
         let defined = self.volumes_at(cut);
         // What the branch has defined goes with it.
         diverged.retain(|id| defined.contains(&id) && !planted!(ForgetDiverged));
+        let (dropped, specs) = (self.stale_at(cut), self.specs_at(cut));
+        let size_of = |id| specs.iter().find(|spec| spec.id == id).map_or(0, |spec| spec.size);
+        let beyond =
+            |(id, extent): (VolumeId, Extent)| extent.end() > size_of(id).next_multiple_of(BLOCK_BYTES);
+        if diverged.runs().any(beyond) {
+            // Nothing would ever bring what should stand there if the volume grows again.
+            tracing::warn!(
+                group = %self.config.name, after = %cut,
+                "this old primary made a volume larger alone and wrote there: it is not taken back upon its disks. Move \
+                 its data directory away, and it comes in as a new replica"
+            );
+            return Err(Rebuff::TooFarBehind { durable });
+        }
         if keeps == Keeps::Nothing && !self.disks_hold_all() {
             self.work.hurry();
             return Err(Rebuff::NotYet);
@@ -116,7 +130,6 @@ impl Node {
             Keeps::Nothing => cut,
             Keeps::Images | Keeps::Disks => self.state.base.min(cut),
         };
-        let dropped = self.stale_at(cut);
         let history = hello.history.clone();
         let decided = self.update_state(now, |state| {
             state.role = Role::Replica;
@@ -130,7 +143,7 @@ impl Node {
                 state.start = tip;
             }
             state.hydration = None;
-            state.volumes.retain(|spec| defined.contains(&spec.id));
+            cut_specs(&mut state.volumes, &specs);
             if keeps != Keeps::Images || !is_exact {
                 state.stale_disks.extend(dropped);
             }

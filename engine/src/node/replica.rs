@@ -12,6 +12,7 @@
 //! happens to this process.
 
 use super::rejoin::Parting;
+use super::resize::{cut_specs, sizes_of};
 use super::{LastPrimary, Node, Volume, coarse, disks, open};
 use crate::event::{FLAG_AGAIN, Kind, MAX_BODY_BYTES};
 use crate::overlay::Overlay;
@@ -138,7 +139,7 @@ impl Node {
             _ => None,
         };
         let history = hello.history.clone();
-        let defined = self.volumes_at(cut);
+        let specs = self.specs_at(cut);
         let dropped = self.stale_at(cut);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(cut, &mut coarse);
@@ -149,7 +150,7 @@ impl Node {
             if let Some(branch) = branch {
                 state.branches.push(branch);
                 state.durable = state.durable.min(cut);
-                state.volumes.retain(|spec| defined.contains(&spec.id));
+                cut_specs(&mut state.volumes, &specs);
                 if state.keeps() == Keeps::Disks {
                     state.stale_disks.extend(dropped);
                 }
@@ -170,7 +171,7 @@ impl Node {
             if let Some(index) = &mut self.index {
                 index.truncate_after(cut);
             }
-            self.volumes.retain(|id, _| defined.contains(id));
+            self.cut_volumes(cut);
         }
         if let Some((_, extents)) = again {
             self.diverged = Some(extents);
@@ -244,7 +245,22 @@ impl Node {
                 open::index_record(index, header, record.place);
                 self.note_brought(header);
             }
-            Kind::Volume if header.flags & FLAG_AGAIN != 0 && self.volumes.contains_key(&header.volume) => {}
+            Kind::Volume if header.flags & FLAG_AGAIN != 0 && self.volumes.contains_key(&header.volume) => {
+                let spec = open::spec_of(header, &record.payload)
+                    .ok_or_else(|| format!("LSN {}: a volume that cannot be", header.lsn))?;
+                self.follow_resize(header.volume, header.lsn, spec.size)?;
+            }
+            Kind::Resize => {
+                let (before, behind) = sizes_of(header);
+                let known = self.volumes.get(&header.volume).map(|volume| volume.spec.size);
+                if known != Some(before) && !self.is_coarse() {
+                    return Err(format!(
+                        "LSN {}: a volume of {before} bytes, which is none here",
+                        header.lsn
+                    ));
+                }
+                self.follow_resize(header.volume, header.lsn, behind)?;
+            }
             // One that was taken back may know it from its own time.
             Kind::Volume
                 if open::spec_of(header, &record.payload).is_some_and(|spec| {
@@ -266,6 +282,7 @@ impl Node {
                     spec,
                     defined: header.lsn,
                     in_place,
+                    resizes: Vec::new(),
                     backing: None,
                     base,
                     active: Overlay::default(),

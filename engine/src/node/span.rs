@@ -16,6 +16,7 @@
 
 use super::config::OnFull;
 use super::report::{CatchUp, Lacking};
+use super::resize::gain_of;
 use super::work::Job;
 use super::{Node, open};
 use crate::event::{FLAG_AGAIN, FLAG_COPY, Kind, Spanned, VolumeDefined, encode_body};
@@ -105,12 +106,14 @@ pub struct Surveyed {
     changed: Extents,
     /// The volumes that are new to the replica: all of them is.
     defined: Vec<VolumeId>,
+    /// What volumes have grown by.
+    gained: Vec<(VolumeId, Extent)>,
     upto: Lsn,
 }
 
 impl Survey {
     pub(super) fn run(self) -> Result<Surveyed, String> {
-        let (mut changed, mut defined) = (Extents::default(), Vec::new());
+        let (mut changed, mut defined, mut gained) = (Extents::default(), Vec::new(), Vec::new());
         let covered = self.headers.run(|header| {
             if header.kind.changes_bytes() {
                 changed.insert(header.volume, header.extent);
@@ -118,9 +121,12 @@ impl Survey {
             if header.kind == Kind::Volume {
                 defined.push(header.volume);
             }
+            if header.kind == Kind::Resize {
+                gained.extend(gain_of(header).map(|extent| (header.volume, extent)));
+            }
         });
         let upto = covered.map_err(|error| format!("looking through the log: {error}"))?;
-        Ok(Surveyed { replica: self.replica, changed, defined, upto })
+        Ok(Surveyed { replica: self.replica, changed, defined, gained, upto })
     }
 }
 
@@ -378,7 +384,7 @@ impl Node {
     }
 
     pub(crate) fn finish_survey(&mut self, surveyed: &Surveyed) {
-        let Surveyed { replica, changed, defined, upto } = surveyed;
+        let Surveyed { replica, changed, defined, gained, upto } = surveyed;
         let volumes = &self.volumes;
         let size = |id: &VolumeId| volumes.get(id).map_or(0, |volume| volume.spec.size);
         let follower = self.followers.get_mut(replica);
@@ -386,6 +392,7 @@ impl Node {
         let Some((_, last)) = lack.survey else { return };
         lack.extents.add(changed);
         defined.iter().for_each(|id| lack.extents.insert(*id, Extent::new(0, size(id))));
+        gained.iter().for_each(|(id, extent)| lack.extents.insert(*id, *extent));
         lack.survey = (*upto < last).then_some((*upto, last));
         lack.tracked = lack.survey.is_none();
         self.work.lacks_changed = true;

@@ -67,11 +67,14 @@ impl World {
             return Ok(());
         }
         let mut volumes = Vec::new();
+        let specs = live.node.specs_at(at);
         for volume in 0..expected.len() {
+            let id = VolumeId(volume as u32 + 1);
+            // A volume that is not defined here yet ends the list.
+            let Some(spec) = specs.iter().find(|spec| spec.id == id) else { break };
             let made = process
                 .open(&format!("scratch-{volume}"), OpenMode::Create)
-                .and_then(|file| live.node.changes(VolumeId(volume as u32 + 1), file, &budget));
-            // A volume that is not defined here yet ends the list.
+                .and_then(|file| live.node.changes(id, spec.size, file, &budget));
             let Ok(changes) = made else { break };
             volumes.push(changes);
         }
