@@ -149,6 +149,8 @@ pub enum Event {
     ClockDrift { node: usize, ppm: i32 },
     /// An operator promotes a node.
     Promote { node: usize, at: Point },
+    /// An operator moves a promotion that is not committed, to a share of the window or of a branch.
+    Reconsider { node: usize, at_ppm: u32, aside: Aside },
     /// An operator commits a promotion, and has old primaries taken back.
     Reprotect { node: usize },
     /// An operator has a replica ask its primary for the group: a planned failover.
@@ -163,6 +165,15 @@ pub enum Event {
     Mistakes { node: usize },
     /// An attacker writes [`SCRAMBLE`] over all volumes of whoever serves.
     Scramble,
+}
+
+/// Where a promotion is moved to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// A point of the line.
+    Line,
+    /// A point of a branch, if there is one.
+    Branch,
 }
 
 impl Event {
@@ -190,6 +201,7 @@ impl Event {
             Event::ClockJump { .. } => "clock jump",
             Event::ClockDrift { .. } => "clock drift",
             Event::Promote { .. } => "promotion",
+            Event::Reconsider { .. } => "change of mind",
             Event::Reprotect { .. } => "reprotect",
             Event::Handover { .. } => "planned failover",
             Event::Wipe { .. } => "lost disk",
@@ -297,6 +309,10 @@ impl fmt::Display for Event {
             Event::Promote { at: Point::Share(1_000_000), .. } => write!(f, "at the newest point"),
             Event::Promote { at: Point::Share(ppm), .. } => {
                 write!(f, "at {:.2} % of the window", percent(*ppm))
+            }
+            Event::Reconsider { at_ppm, aside, .. } => {
+                let of = if *aside == Aside::Line { "the window" } else { "a branch" };
+                write!(f, "to {:.2} % of {of}", percent(*at_ppm))
             }
             Event::Promote { at: Point::Ago(span), .. } => {
                 write!(f, "at the newest point older than {:.3} s", seconds(*span))
@@ -427,7 +443,8 @@ impl Options {
             events: {
                 let events = with_rounds(events, &mut root.child("verify"), nodes, faulty);
                 let events = with_drills(events, &mut root.child("drills"), nodes, faulty);
-                with_mistakes(events, &mut root.child("mistakes"), nodes, faulty)
+                let events = with_mistakes(events, &mut root.child("mistakes"), nodes, faulty);
+                with_changes_of_mind(events, &mut root.child("changes of mind"), faulty)
             },
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
@@ -626,6 +643,30 @@ fn with_mistakes(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: 
     for _ in 0..1 + rng.below(4) {
         let (at, node) = (Time(rng.below(faulty.0)), rng.below(nodes as u64) as usize);
         events.push(Planned { at, event: Event::Mistakes { node } });
+    }
+    events.sort_by_key(|planned| planned.at);
+    events
+}
+
+/// After half of the promotions, in half of the runs, the operator changes his mind, once or more.
+fn with_changes_of_mind(mut events: Vec<Planned>, rng: &mut Rng, faulty: Span) -> Vec<Planned> {
+    if !rng.chance(PPM / 2) {
+        return events;
+    }
+    let promotions: Vec<(Time, usize)> = events
+        .iter()
+        .filter_map(|planned| match planned.event {
+            Event::Promote { node, .. } => Some((planned.at, node)),
+            _ => None,
+        })
+        .collect();
+    for (at, node) in promotions {
+        for _ in 0..rng.below(4).saturating_sub(1) {
+            let after = Span(rng.below(faulty.0.saturating_sub(at.0).clamp(1, 4_000_000_000)));
+            let at_ppm = *rng.pick(&[PPM, rng.clone().below(u64::from(PPM)) as u32, 0]);
+            let aside = *rng.pick(&[Aside::Line, Aside::Branch]);
+            events.push(Planned { at: at + after, event: Event::Reconsider { node, at_ppm, aside } });
+        }
     }
     events.sort_by_key(|planned| planned.at);
     events

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct LoopDisk {
     device: String,
+    /// What the kernel had counted before: a device's number is used again and again.
+    written_before: u64,
     mounted: Option<PathBuf>,
     /// Only there to be dropped behind the device.
     _fuse: Option<Fuse>,
@@ -29,18 +31,25 @@ impl LoopDisk {
     pub fn over_nbd(dir: &Path, uri: &str) -> LoopDisk {
         let fuse = Fuse::start(dir, uri);
         let device = attach(&fuse.file);
-        LoopDisk { device, mounted: None, _fuse: Some(fuse) }
+        LoopDisk { written_before: written(&device), device, mounted: None, _fuse: Some(fuse) }
     }
 
     /// Over a plain file.
     #[track_caller]
     pub fn over_file(path: &Path) -> LoopDisk {
-        LoopDisk { device: attach(path), mounted: None, _fuse: None }
+        let device = attach(path);
+        LoopDisk { written_before: written(&device), device, mounted: None, _fuse: None }
     }
 
     #[track_caller]
     pub fn format(&self) {
         tool::run("mkfs.ext4", ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", &self.device]);
+    }
+
+    /// Bytes that were written to the device so far, as the kernel counts them.
+    #[track_caller]
+    pub fn written_bytes(&self) -> u64 {
+        written(&self.device) - self.written_before
     }
 
     /// Replays the journal, as a mount would, and then wants a filesystem without a flaw.
@@ -85,6 +94,14 @@ impl Drop for LoopDisk {
         }
         tidy("losetup", &[Path::new("-d"), Path::new(&self.device)]);
     }
+}
+
+#[track_caller]
+fn written(device: &str) -> u64 {
+    let name = device.rsplit('/').next().expect("a device has a name");
+    let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).expect("the kernel counts");
+    let sectors: u64 = stat.split_whitespace().nth(6).and_then(|word| word.parse().ok()).expect("sectors");
+    sectors * 512
 }
 
 #[track_caller]

@@ -27,6 +27,7 @@ pub mod image;
 pub mod node;
 pub mod postgres;
 pub mod random;
+pub mod relay;
 pub mod tool;
 pub mod tree;
 

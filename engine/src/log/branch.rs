@@ -69,6 +69,12 @@ impl BranchFiles {
         Some(segment.in_record(self.seed, place.offset))
     }
 
+    /// The tip before the first record of the first file, which may lie before the branch.
+    #[must_use]
+    pub fn start(&self) -> Option<Tip> {
+        self.segments.first().map(|segment| segment.start)
+    }
+
     /// The tip at one of the branch's records; `None` if it is none of them.
     ///
     /// # Errors

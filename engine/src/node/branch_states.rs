@@ -202,6 +202,12 @@ impl BranchStates {
         self.reigns.iter().filter(move |(began, _)| *began <= at).map(|(_, reign)| *reign)
     }
 
+    /// Where a log has to begin that goes on with the branch right from its own beginning: the branch's first record may
+    /// stand in the middle of a file.
+    pub(super) fn start(&self) -> Option<Tip> {
+        self.files.start().filter(|start| start.lsn < self.branch.after.lsn)
+    }
+
     /// The tip at a record.
     pub(super) fn tip_at(&self, at: Lsn) -> Result<Tip, BranchError> {
         self.files.tip_at(at)?.ok_or(BranchError::NotWhole)

@@ -71,7 +71,9 @@ impl Node {
 
         let reign = Reign { epoch, branch: tip.position(), node: self.config.node };
         let mut history: Vec<Reign> = self.state.history.clone();
-        history.retain(|past| past.epoch <= cut.epoch && past.branch.lsn <= cut.lsn);
+        // Before the first record there is no epoch, but the group's first reign is part of whatever follows.
+        let oldest = history.first().map(|reign| reign.epoch).unwrap_or_default();
+        history.retain(|past| past.epoch <= cut.epoch.max(oldest) && past.branch.lsn <= cut.lsn);
         let mut volumes = self.specs_at(cut.lsn);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(cut.lsn, &mut coarse);
@@ -90,6 +92,10 @@ impl Node {
         if cut.lsn < latest.lsn {
             branches.push(Branch { epoch: latest.epoch, after: cut, last: latest.lsn });
         }
+        let start = match target {
+            Target::Branch(states, _) if self.log.start().lsn == cut.lsn => states.start(),
+            _ => None,
+        };
         let keeps = self.state.keeps();
         let done = volumes.iter().map(|spec| (spec.id, if keeps == Keeps::Disks { spec.size } else { 0 }));
         let hydration = Hydration { at, done: done.collect() };
@@ -104,6 +110,7 @@ impl Node {
             state.branches = branches;
             state.coarse = coarse;
             state.cut_gaps(cut.lsn);
+            state.start = start.unwrap_or(state.start);
             state.durable = at;
             state.incarnation = incarnation;
             state.hydration = Some(hydration);

@@ -135,6 +135,12 @@ impl World {
                 }
                 self.pump(*node)?;
             }
+            Event::Reconsider { node, at_ppm, aside } => {
+                if let Some(live) = &mut self.machines[*node].live {
+                    live.reconsider = Some((*at_ppm, *aside));
+                }
+                self.pump(*node)?;
+            }
             Event::Reprotect { node } => self.reprotect(*node)?,
             Event::Handover { node } => self.ask_for_group(*node)?,
             Event::Wipe { node } => self.wipe(*node),
@@ -164,6 +170,7 @@ impl World {
             | Event::ClockJump { node, .. }
             | Event::ClockDrift { node, .. }
             | Event::Promote { node, .. }
+            | Event::Reconsider { node, .. }
             | Event::Reprotect { node }
             | Event::Handover { node }
             | Event::Wipe { node }
@@ -257,6 +264,7 @@ impl World {
             m.disk.set_latency(self.options.nodes[machine].latency);
             if let Some(live) = &mut m.live {
                 live.promote = None;
+                live.reconsider = None;
                 live.drill = None;
                 let pins: Vec<_> = live.pins.drain(..).collect();
                 for pin in pins {

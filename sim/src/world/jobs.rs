@@ -93,6 +93,7 @@ impl World {
                     incoming: BTreeMap::new(),
                     wake: None,
                     promote: None,
+                    reconsider: None,
                     restarting: false,
                     sync_failed: false,
                     pins: Vec::new(),
@@ -302,6 +303,10 @@ impl World {
             self.try_promotion(machine)?;
             return Ok(true);
         }
+        if live.sync.is_idle() && live.bulk.is_idle() && live.verify.is_idle() && live.reconsider.is_some() {
+            self.try_to_reconsider(machine)?;
+            return Ok(true);
+        }
         if live.bulk.is_idle() && live.node.is_filled() {
             let ended = live.node.end_hydration(now);
             self.count("disks filled", 1);
@@ -313,7 +318,7 @@ impl World {
             }
             return Ok(true);
         }
-        if live.promote.is_some() {
+        if live.promote.is_some() || live.reconsider.is_some() {
             return Ok(false);
         }
         for lane in Lane::ALL {

@@ -7,7 +7,7 @@ use crate::clock::{NodeClock, Span, Time};
 use crate::disk::{Disk, Process};
 use crate::ledger::Key;
 use crate::net::ConnId;
-use crate::options::Point;
+use crate::options::{Aside, Point};
 use crate::reference::Death;
 use crate::rng::Rng;
 use engine::node::Node;
@@ -53,6 +53,8 @@ pub(super) struct Live {
     pub(super) wake: Option<Time>,
     /// An operator waits for a moment of rest, to promote there, under that epoch.
     pub(super) promote: Option<(Point, Epoch)>,
+    /// He waits for one to move a promotion: to a share of the window, or of a branch.
+    pub(super) reconsider: Option<(u32, Aside)>,
     /// The supervisor ends it soon: its node has failed.
     pub(super) restarting: bool,
     /// The sync of the log that is out met an error of the disk.

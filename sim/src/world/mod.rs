@@ -26,6 +26,7 @@ mod link;
 mod machine;
 mod mistakes;
 mod operator;
+mod reconsider;
 
 use crate::clock::{NodeClock, Queue, Span, Time};
 use crate::disk::Disk;
