@@ -54,6 +54,11 @@ pub(crate) enum Command {
     Status,
     /// Make a disk that holds data a volume of a group, where it is: its data is copied to the replicas
     Protect(Protect),
+    /// Name the point that everything written so far makes, on the primary
+    Mark(Mark),
+    /// The guard of a mark's thaw; `mark` starts it
+    #[command(hide = true)]
+    Thaw(Thaw),
     /// Change the size of a volume, on the primary; points before it keep theirs
     Resize(Resize),
     /// Recovery points
@@ -462,6 +467,54 @@ pub(crate) struct RestoreList {
 }
 
 /// Arguments of `protect`.
+#[derive(Debug, Args)]
+pub(crate) struct Mark {
+    /// The group
+    pub(crate) group: String,
+    /// The name, for `--at mark:NAME`
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Freeze the filesystem that is mounted there meanwhile; may be given more than once
+    #[arg(long, value_name = "DIR")]
+    pub(crate) freeze: Vec<PathBuf>,
+    /// Run this by `sh -c` before: it has the applications hold still
+    #[arg(long, value_name = "SCRIPT")]
+    pub(crate) pre: Option<OsString>,
+    /// Run this by `sh -c` behind it, whatever became of it; a second time has to be harmless
+    #[arg(long, value_name = "SCRIPT")]
+    pub(crate) post: Option<OsString>,
+    /// Let go of everything after so long, whatever happens
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = units::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Try so many times more
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) retries: u32,
+    /// What to do if the applications could not be asked: skip, or mark the point as a crash would leave it
+    #[arg(long, value_enum, default_value_t = Otherwise::Skip)]
+    pub(crate) otherwise: Otherwise,
+}
+
+/// What becomes of a mark for which the applications did not hold still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Otherwise {
+    /// There is none.
+    Skip,
+    /// It says that nobody was asked.
+    Mark,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Thaw {
+    pub(crate) group: String,
+    pub(crate) name: String,
+    #[arg(long)]
+    pub(crate) at: u64,
+    #[arg(long)]
+    pub(crate) freeze: Vec<PathBuf>,
+    #[arg(long)]
+    pub(crate) post: Option<OsString>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Resize {
     /// The volume

@@ -32,6 +32,7 @@ mod exit;
 mod human;
 mod init;
 mod log_setup;
+mod mark;
 mod node;
 mod point;
 mod progress;
@@ -71,6 +72,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Agent => daemon::run(&global.load()?, Expect::Primary, node::start),
         Command::Replica => daemon::run(&global.load()?, Expect::Replica, node::start),
         Command::Status => commands::status::run(global),
+        Command::Mark(arguments) => mark::run(global, arguments),
+        Command::Thaw(arguments) => mark::guard::run(arguments),
         Command::Resize(arguments) => commands::resize::run(global, arguments),
         Command::Protect(arguments) => commands::protect::run(global, arguments),
         Command::Points(args::Points::List { group }) => commands::points::list(global, group),

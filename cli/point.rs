@@ -1,4 +1,5 @@
-//! How an operator names a recovery point: `latest`, `lsn:N`, `time:T`, and any of them `@BRANCH`.
+//! How an operator names a recovery point: `latest`, `latest-app`, `lsn:N`, `time:T`, `mark:NAME`, and any of them
+//! `@BRANCH`.
 //!
 //! `T` is a moment (`time:2026-07-01T12:34:56Z`) or a time span back from now (`time:-10m`). A moment means the
 //! last write that was taken at or before it. A span is turned into a moment once, where the command runs, so
@@ -6,13 +7,14 @@
 //! wrote it, and the LSN at which it left the line.
 
 use crate::{time, units};
+use engine::node::mark::is_name;
 use engine::types::{Epoch, Lsn, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
 /// Which recovery point is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Point {
     /// Which of them.
     pub(crate) which: Which,
@@ -21,7 +23,7 @@ pub(crate) struct Point {
 }
 
 /// Which point of the line, or of a branch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
     /// The newest that can be selected.
     Latest,
@@ -29,6 +31,10 @@ pub(crate) enum Which {
     Lsn(Lsn),
     /// The state after the last record whose time is at or before this.
     Time(Timestamp),
+    /// The state that a mark of that name marks.
+    Mark(String),
+    /// The newest mark that the applications were still for.
+    LatestApp,
 }
 
 /// The name of a branch: the epoch that wrote it, and the LSN at which it left the line.
@@ -63,18 +69,30 @@ impl Point {
 /// The form that is read.
 impl fmt::Display for Which {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
+        match self {
             Which::Latest => f.write_str("latest"),
             Which::Lsn(lsn) => write!(f, "lsn:{lsn}"),
-            Which::Time(at) => write!(f, "time:{}", time::format_exact(at)),
+            Which::Time(at) => write!(f, "time:{}", time::format_exact(*at)),
+            Which::Mark(name) => write!(f, "mark:{name}"),
+            Which::LatestApp => f.write_str("latest-app"),
         }
     }
 }
 
 impl Which {
     fn parse(text: &str, now: Timestamp) -> Result<Which, String> {
-        if text == "latest" {
-            return Ok(Which::Latest);
+        match text {
+            "latest" => return Ok(Which::Latest),
+            "latest-app" => return Ok(Which::LatestApp),
+            _ => {}
+        }
+        if let Some(name) = text.strip_prefix("mark:") {
+            return match is_name(name) {
+                true => Ok(Which::Mark(name.to_owned())),
+                false => {
+                    Err(format!("`{name}` is not the name of a mark: `landfall points list` shows them"))
+                }
+            };
         }
         if let Some(number) = text.strip_prefix("lsn:") {
             return match number.parse() {
@@ -92,7 +110,8 @@ impl Which {
             };
         }
         Err(format!(
-            "`{text}` is not a recovery point: write `latest`, `lsn:12345`, `time:2026-07-01T12:34:56Z` or `time:-10m`"
+            "`{text}` is not a recovery point: write `latest`, `latest-app`, `lsn:12345`, `time:2026-07-01T12:34:56Z`, \
+             `time:-10m` or `mark:NAME`"
         ))
     }
 }
@@ -173,6 +192,14 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_751_373_296_789_000_000);
     const BRANCH: Option<BranchId> = Some(BranchId { epoch: Epoch(2), after: Lsn(46) });
 
+    fn mark() -> Point {
+        Point { which: Which::Mark("before-upgrade".to_owned()), branch: None }
+    }
+
+    fn app() -> Point {
+        Point { which: Which::LatestApp, branch: None }
+    }
+
     fn at(time: Timestamp) -> Point {
         Point { which: Which::Time(time), branch: None }
     }
@@ -192,7 +219,8 @@ mod tests {
         for (text, message) in [
             (
                 "newest",
-                "`newest` is not a recovery point: write `latest`, `lsn:12345`, `time:2026-07-01T12:34:56Z` or `time:-10m`",
+                "`newest` is not a recovery point: write `latest`, `latest-app`, `lsn:12345`, `time:2026-07-01T12:34:56Z`, \
+                 `time:-10m` or `mark:NAME`",
             ),
             ("lsn:", "`` is not a position: write a whole number, as in `lsn:12345`"),
             ("lsn:+5", "`+5` is not a position: write a whole number, as in `lsn:12345`"),
@@ -204,6 +232,8 @@ mod tests {
             ("time:noon", "`noon` is not a time: write it as in `2026-07-01T12:34:56.789Z`"),
             ("time:-10", "`10` has no unit known here: use ms, s, m, h or d"),
             ("time:-99999d", "`time:-99999d` is before 1970"),
+            ("mark:", "`` is not the name of a mark: `landfall points list` shows them"),
+            ("mark:a b", "`a b` is not the name of a mark: `landfall points list` shows them"),
             (
                 "latest@46",
                 "`46` is not a branch: write it as `landfall branches list` does, as in `latest@1-12345`",
@@ -219,8 +249,15 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_read_back() {
-        for point in [Point::LATEST, Point::lsn(Lsn(u64::MAX), BRANCH), at(NOW), at(Timestamp(NOW.0 + 1))] {
-            assert_eq!(Point::parse(&point.to_string(), NOW), Ok(point));
+        for point in [
+            Point::LATEST,
+            Point::lsn(Lsn(u64::MAX), BRANCH),
+            at(NOW),
+            at(Timestamp(NOW.0 + 1)),
+            mark(),
+            app(),
+        ] {
+            assert_eq!(Point::parse(&point.to_string(), NOW), Ok(point.clone()));
             let json = serde_json::to_string(&point).unwrap();
             assert_eq!(serde_json::from_str::<Point>(&json).unwrap(), point);
         }

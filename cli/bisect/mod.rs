@@ -67,7 +67,7 @@ pub(crate) fn run(global: &Global, arguments: &args::Bisect) -> Result<(), Failu
     }
     let mut client = global.connect()?;
     let mut pin = |at: Point| client.mount(MountRequest::read_only(group, at));
-    let (good, bad) = (pin(arguments.good)?, pin(arguments.bad)?);
+    let (good, bad) = (pin(arguments.good.clone())?, pin(arguments.bad.clone())?);
     if good.at.lsn >= bad.at.lsn {
         return Err(Failure::usage(format_args!(
             "--good is LSN {}, and --bad LSN {}: the good point is the older one",

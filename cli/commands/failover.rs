@@ -20,8 +20,8 @@ use std::fmt::Write as _;
 pub(crate) fn run(global: &Global, arguments: &args::Failover) -> Result<(), Failure> {
     match (&arguments.step, &arguments.begin) {
         (Some(args::FailoverStep::Commit(commit)), _) => reprotect::commit(global, commit),
-        (None, Some(begin)) => match begin.to {
-            Some(to) => fail_over(global, begin, to),
+        (None, Some(begin)) => match &begin.to {
+            Some(to) => fail_over(global, begin, to.clone()),
             None => hand_over(global, begin),
         },
         (None, None) => Err(Failure::usage("a group is needed: `landfall failover GROUP --to latest`")),

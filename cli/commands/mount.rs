@@ -34,7 +34,7 @@ pub(crate) fn mount(global: &Global, arguments: &args::MountPoint) -> Result<(),
         true => Access::Writable { scratch_bytes: arguments.scratch.0 },
         false => Access::ReadOnly,
     };
-    let request = MountRequest::read_only(&arguments.group, arguments.at);
+    let request = MountRequest::read_only(&arguments.group, arguments.at.clone());
     let mount = client.mount(MountRequest { endpoint, hold, access, ..request })?;
     human::answer(global.form(), &mount, text)?;
     if arguments.detach {

@@ -5,7 +5,7 @@
 
 use crate::args::Global;
 use crate::commands::status::{ago, stretch};
-use crate::control::api::{At, Points, Span};
+use crate::control::api::{At, MarkKind, Points, Span};
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
 use crate::time;
@@ -29,7 +29,8 @@ fn text(points: &Points, now: Timestamp) -> String {
     };
     row("horizon", &window.horizon);
     for mark in &points.marks {
-        row(&format!("mark {}", mark.name), &mark.at);
+        let app = if mark.kind == MarkKind::ApplicationConsistent { " (app)" } else { "" };
+        row(&format!("mark {}{app}", mark.name), &mark.at);
     }
     row("latest", &window.latest);
     out.push_str(&table.render());
@@ -98,7 +99,11 @@ mod tests {
                 first: at(1, 9_000),
                 last: at(90, 1),
             }],
-            marks: vec![Mark { at: at(50, 60), name: "before the upgrade".to_owned() }],
+            marks: vec![Mark {
+                at: at(50, 60),
+                name: "before the upgrade".to_owned(),
+                kind: MarkKind::CrashConsistent,
+            }],
             branches: vec![Branch {
                 id: "3-90".parse().unwrap(),
                 kept: true,

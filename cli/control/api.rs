@@ -103,6 +103,8 @@ pub(crate) enum Request {
     Protect(OfVolume),
     /// [`super::Operator::resize`].
     Resize(Resize),
+    /// [`super::Operator::mark`].
+    Mark(MarkRequest),
     /// [`super::Operator::record`].
     Record(OfRecord),
 }
@@ -851,6 +853,36 @@ pub(crate) struct Mark {
     pub(crate) at: At,
     /// The name.
     pub(crate) name: String,
+    /// What the applications were doing.
+    #[serde(default)]
+    pub(crate) kind: MarkKind,
+}
+
+/// What the applications were doing when a point was marked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MarkKind {
+    /// Nobody asked them.
+    #[default]
+    CrashConsistent,
+    /// They had been asked to be still, and were.
+    ApplicationConsistent,
+}
+
+/// A point to be marked: the one that everything written so far makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MarkRequest {
+    /// The group's name.
+    pub(crate) group: String,
+    /// The mark's name.
+    pub(crate) name: String,
+    /// What the applications are doing.
+    #[serde(default)]
+    pub(crate) kind: MarkKind,
+    /// Not from this moment on, in nanoseconds of CLOCK_MONOTONIC: the applications are let go then.
+    #[serde(default)]
+    pub(crate) before_ns: Option<u64>,
 }
 
 /// Writes that a failover did not take over; kept as long as the point at which they left the line.

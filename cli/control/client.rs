@@ -1,9 +1,9 @@
 //! The commands' side of the control socket: one connection, one question at a time.
 
 use super::api::{
-    Branch, Committed, Failover, Fault, FaultCode, Loss, Mount, MountId, MountRequest, OfBranch, OfGroup,
-    OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, Promotion, Protected, Record, Reprotected,
-    Request, Resize, Resized, Resync, Round, Status, VERSION, Verify,
+    Branch, Committed, Failover, Fault, FaultCode, Loss, Mark, MarkRequest, Mount, MountId, MountRequest,
+    OfBranch, OfGroup, OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, Promotion, Protected, Record,
+    Reprotected, Request, Resize, Resized, Resync, Round, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::{BranchId, Point};
@@ -135,6 +135,11 @@ impl Client {
     /// [`super::Operator::protect`].
     pub(crate) fn protect(&mut self, request: OfVolume) -> Result<Protected, Failure> {
         self.call(&Request::Protect(request))
+    }
+
+    /// [`super::Operator::mark`].
+    pub(crate) fn mark(&mut self, request: MarkRequest) -> Result<Mark, Failure> {
+        self.call(&Request::Mark(request))
     }
 
     /// [`super::Operator::resize`].

@@ -17,8 +17,8 @@ pub(crate) use server::Server;
 
 use crate::point::{BranchId, Point};
 use api::{
-    Branch, Committed, Failover, Fault, Loss, Mount, MountId, MountRequest, Plan, Points, Promotion,
-    Protected, Record, Reprotected, Resize, Resized, Resync, Round, Status, Verify,
+    Branch, Committed, Failover, Fault, Loss, Mark, MarkRequest, Mount, MountId, MountRequest, Plan, Points,
+    Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round, Status, Verify,
 };
 use engine::types::Lsn;
 
@@ -77,6 +77,9 @@ pub(crate) trait Operator: Send + Sync {
     /// Takes on a volume that the configuration file names by now. One that is there already is no mistake. `refused` where
     /// it cannot be protected, and nothing changes then.
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault>;
+
+    /// Marks the point that everything written so far makes. `refused` on a node that is not the primary.
+    fn mark(&self, request: &MarkRequest) -> Result<Mark, Fault>;
 
     /// Gives a volume another size. `refused` where that cannot be, and nothing changes then: if it gets smaller, also
     /// while NBD clients are connected to it.

@@ -227,6 +227,7 @@ impl Shared {
             Request::Resync(request) => value(operator.resync(&request)),
             Request::Verify(request) => value(operator.verify(&request)),
             Request::Protect(request) => value(operator.protect(&request.group, &request.volume)),
+            Request::Mark(request) => value(operator.mark(&request)),
             Request::Resize(request) => value(operator.resize(&request)),
             Request::Record(of) => value(operator.record(&of.group, of.lsn)),
         }
@@ -357,6 +358,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "loss" => params(&method, given).map(Request::Loss),
         "resync" => params(&method, given).map(Request::Resync),
         "verify" => params(&method, given).map(Request::Verify),
+        "mark" => params(&method, given).map(Request::Mark),
         "resize" => params(&method, given).map(Request::Resize),
         "protect" => params(&method, given).map(Request::Protect),
         "record" => params(&method, given).map(Request::Record),

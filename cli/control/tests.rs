@@ -136,6 +136,11 @@ impl Operator for Fake {
         if known { Ok(()) } else { Err(Fault::new(FaultCode::NotFound, "no such replica")) }
     }
 
+    fn mark(&self, request: &MarkRequest) -> Result<Mark, Fault> {
+        let at = status::tests::sample().groups[0].window.unwrap().latest;
+        Ok(Mark { at, name: request.name.clone(), kind: request.kind })
+    }
+
     fn resize(&self, request: &api::Resize) -> Result<Resized, Fault> {
         let export = format!("{}/{}", request.group, request.volume);
         Ok(Resized { export, before_bytes: 512, size_bytes: request.size_bytes })

@@ -303,6 +303,7 @@ impl Operator for FakeNode {
         let lsn = match request.at.which {
             Which::Lsn(lsn) => usize::try_from(lsn.0).unwrap(),
             Which::Latest => self.world.replicated(),
+            Which::Mark(_) | Which::LatestApp => unreachable!("the demo does not mark"),
             Which::Time(at) => {
                 self.world.log.lock().unwrap().iter().rposition(|record| record.time <= at).unwrap() + 1
             }
@@ -371,6 +372,10 @@ impl Operator for FakeNode {
 
     fn resync(&self, _request: &Resync) -> Result<(), Fault> {
         Err(Fault::new(FaultCode::Refused, "no replica needs it"))
+    }
+
+    fn mark(&self, _request: &MarkRequest) -> Result<Mark, Fault> {
+        unreachable!("the demo does not mark")
     }
 
     fn resize(&self, _request: &Resize) -> Result<Resized, Fault> {

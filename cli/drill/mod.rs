@@ -68,7 +68,7 @@ fn request(arguments: &args::DrillStart, hold: Hold) -> MountRequest {
         hold,
         access: Access::Writable { scratch_bytes: arguments.scratch.0 },
         drill_ms: Some(u64::try_from(arguments.limit.as_millis()).unwrap_or(u64::MAX)),
-        ..MountRequest::read_only(&arguments.group, arguments.at)
+        ..MountRequest::read_only(&arguments.group, arguments.at.clone())
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) fn that_holds(group: &Group, lsn: Lsn) -> Option<BranchId> {
 }
 
 /// A point of a branch. What is shown of it as a whole stands on the point at which the branch left the line.
-pub(super) fn resolve(group: &Group, id: BranchId, which: Which, content: Content) -> Result<Found, Fault> {
+pub(super) fn resolve(group: &Group, id: BranchId, which: &Which, content: Content) -> Result<Found, Fault> {
     let name = &group.config.name;
     let branch = find(group, id)?;
     if content == Content::Whole {
@@ -111,9 +111,12 @@ pub(super) fn resolve(group: &Group, id: BranchId, which: Which, content: Conten
     };
     let at = match which {
         Which::Latest => states.latest().ok_or_else(|| refused(&"none of its LSNs is a point"))?,
-        Which::Lsn(lsn) => lsn,
+        Which::Lsn(lsn) => *lsn,
+        Which::Mark(_) | Which::LatestApp => {
+            return Err(refused(&"marks of a branch are not looked up; name the LSN"));
+        }
         Which::Time(time) => {
-            states.point_at(time).ok_or_else(|| refused(&"it has no point that is as old as that"))?
+            states.point_at(*time).ok_or_else(|| refused(&"it has no point that is as old as that"))?
         }
     };
     states.check(at).map_err(|error| refused(&error))?;

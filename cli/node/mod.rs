@@ -15,6 +15,7 @@ mod changes;
 mod failover;
 mod groups;
 mod logs;
+mod marks;
 mod mounts;
 mod paces;
 mod protect;
@@ -27,9 +28,9 @@ pub(crate) use logs::{export_trace, inspect, verify};
 use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
-    Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mount, MountId, MountRequest,
-    OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round,
-    Status, Verify,
+    Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mark, MarkRequest, Mount,
+    MountId, MountRequest, OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resize,
+    Resized, Resync, Round, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -511,6 +512,10 @@ impl Operator for Node {
                 Ok(show::round(&round))
             }
         })
+    }
+
+    fn mark(&self, request: &MarkRequest) -> Result<Mark, Fault> {
+        marks::mark(self.group(&request.group)?, request)
     }
 
     fn resize(&self, request: &Resize) -> Result<Resized, Fault> {

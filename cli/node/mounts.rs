@@ -94,8 +94,10 @@ impl Mounts {
             return Err(Fault::new(FaultCode::BadRequest, "a drill lasts from a millisecond to 30 days"));
         }
         let found = match (request.content, request.at.branch) {
-            (Content::Whole, _) => show::resolve(group, request.at)?,
-            (Content::Written, Some(id)) => branches::resolve(group, id, request.at.which, Content::Written)?,
+            (Content::Whole, _) => show::resolve(group, &request.at)?,
+            (Content::Written, Some(id)) => {
+                branches::resolve(group, id, &request.at.which, Content::Written)?
+            }
             (Content::Written, None) => {
                 return Err(Fault::new(FaultCode::BadRequest, "only a branch has writes of its own"));
             }

@@ -3,6 +3,7 @@
 use super::Node;
 use super::branches;
 use super::groups::{Group, LinkInfo};
+use super::marks;
 use super::volumes::Found;
 use crate::config::{Config, OnFull};
 use crate::control::api::{
@@ -395,15 +396,17 @@ pub(super) fn record(group: &Group, lsn: Lsn) -> Result<Record, Fault> {
 }
 
 /// The point that an operator means.
-pub(super) fn resolve(group: &Arc<Group>, point: Point) -> Result<Found, Fault> {
+pub(super) fn resolve(group: &Arc<Group>, point: &Point) -> Result<Found, Fault> {
     if let Some(id) = point.branch {
-        return branches::resolve(group, id, point.which, Content::Whole);
+        return branches::resolve(group, id, &point.which, Content::Whole);
     }
+    let marked = marks::resolve(group, &point.which)?;
     let found = group.engine.peek(|node| {
-        let at = match point.which {
+        let at = match &point.which {
             Which::Latest => node.window().ok_or_else(|| node.no_window())?.latest,
-            Which::Lsn(lsn) => lsn,
-            Which::Time(time) => node.point_at(time)?,
+            Which::Lsn(lsn) => *lsn,
+            Which::Time(time) => node.point_at(*time)?,
+            Which::Mark(_) | Which::LatestApp => marked,
         };
         node.check_point(at).map(|_| at)
     });
@@ -455,7 +458,11 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
         }
     }
     let marks = group.engine.marks().into_iter();
-    let marks = marks.map(|(lsn, mark)| Mark { at: At { lsn, time: Moment(mark.time) }, name: mark.name });
+    let marks = marks.map(|(lsn, mark)| Mark {
+        at: At { lsn, time: Moment(mark.time) },
+        name: mark.name,
+        kind: marks::kind_of(mark.kind),
+    });
     Ok(Points {
         spans: spans.collect(),
         group: report.name.clone(),

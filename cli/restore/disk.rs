@@ -114,9 +114,9 @@ pub(crate) fn run(global: &Global, arguments: &args::RestoreDisk) -> Result<(), 
         }
         false => (None, None),
     };
-    let at = match (&recorded, arguments.at) {
+    let at = match (&recorded, &arguments.at) {
         (Some(record), _) => Point::lsn(record.at.lsn, record.branch),
-        (None, Some(at)) => at,
+        (None, Some(at)) => at.clone(),
         (None, None) => return Err(Failure::usage("--at is needed, or --resume")),
     };
     let mount = Mounted::new(global, &arguments.volume, at)?;
@@ -259,8 +259,8 @@ fn recorded(
         return Err(anew(format!("{name} is a restore of {}/{}", record.group, record.volume)));
     }
     let of = Point::lsn(record.at.lsn, record.branch);
-    if let Some(asked @ Point { which: Which::Lsn(_), .. }) = arguments.at
-        && asked != of
+    if let Some(asked @ Point { which: Which::Lsn(_), .. }) = &arguments.at
+        && *asked != of
     {
         return Err(anew(format!("{name} is a restore of {of}, not {asked}")));
     }

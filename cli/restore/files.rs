@@ -39,7 +39,7 @@ struct Restored {
 
 /// Carries it out.
 pub(crate) fn run(global: &Global, arguments: &args::RestoreFiles) -> Result<(), Failure> {
-    let opened = volume::open(global, &arguments.volume, arguments.at, arguments.partition)?;
+    let opened = volume::open(global, &arguments.volume, arguments.at.clone(), arguments.partition)?;
     let name = format!("{}/{}", arguments.volume.group, arguments.volume.volume);
     let (partition, filesystem) = match opened.contents {
         Contents::Filesystem { partition, filesystem } => (partition, filesystem),

@@ -81,7 +81,7 @@ struct Fault {
 
 /// Carries it out.
 pub(crate) fn run(global: &Global, arguments: &args::RestoreList) -> Result<(), Failure> {
-    let opened = volume::open(global, &arguments.volume, arguments.at, arguments.partition)?;
+    let opened = volume::open(global, &arguments.volume, arguments.at.clone(), arguments.partition)?;
     let (partition, filesystem) = match opened.contents {
         Contents::Partitions(table, found) => {
             return human::answer(global.form(), &partitioned(opened.point, table, found), partitions_text);

@@ -36,7 +36,7 @@ pub(crate) fn run(global: &Global, arguments: &args::ExportBranch) -> Result<(),
         return Err(Failure::usage("--at names no branch: write it as in `latest@1-12345`")
             .next(format_args!("`landfall branches list {group}` names them")));
     }
-    let mount = Mounted::of(global, &arguments.volume, arguments.at, Content::Written)?;
+    let mount = Mounted::of(global, &arguments.volume, arguments.at.clone(), Content::Written)?;
     let mut reader = mount.connect()?;
     let size = reader.size();
     let mut options = OpenOptions::new();

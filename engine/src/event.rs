@@ -45,6 +45,7 @@ pub fn version_of(kind: Kind, flags: u16) -> u8 {
         Kind::SpanBegin | Kind::SpanEnd => 2,
         Kind::Scrub => 3,
         Kind::Resize => 5,
+        Kind::Mark if flags & FLAG_APPLICATION != 0 => 5,
         Kind::Volume if flags & FLAG_IN_PLACE != 0 => 4,
         Kind::Write | Kind::Zero | Kind::Volume if flags & !FLAG_NO_HOLE != 0 => 2,
         _ => 1,
@@ -114,6 +115,9 @@ pub const FLAG_AGAIN: u16 = 4;
 /// Flag of a [`Kind::Volume`] record: the volume's disk held data already, which stands in no record. A replica has to be
 /// given all of it by a sync span, and its states are not whole until then.
 pub const FLAG_IN_PLACE: u16 = 8;
+
+/// Flag of a [`Kind::Mark`] record: the applications had been asked to be still, and were.
+pub const FLAG_APPLICATION: u16 = 16;
 
 /// Body of [`Kind::Open`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

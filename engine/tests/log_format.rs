@@ -349,7 +349,7 @@ fn scrubbed(round: u64, on_mismatch: OnMismatch) -> Vec<u8> {
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     type Sample = (&'static str, Kind, u16, u32, Extent, Vec<u8>);
     let spanned = encode_body(&Spanned { replica: NodeId([2; 16]) });
-    let kinds: [Sample; 17] = [
+    let kinds: [Sample; 18] = [
         ("open", Kind::Open, 0, 0, Extent::default(), encode_body(&Opened { node: NodeId([1; 16]) })),
         (
             "volume",
@@ -364,6 +364,14 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("resize", Kind::Resize, 0, 3, Extent::new(1 << 30, 3 << 30), Vec::new()),
         ("zero-no-hole", Kind::Zero, event::FLAG_NO_HOLE, 3, Extent::new(512, 512), Vec::new()),
         ("flush", Kind::Flush, 0, 0, Extent::default(), Vec::new()),
+        (
+            "mark-application",
+            Kind::Mark,
+            event::FLAG_APPLICATION,
+            0,
+            Extent::default(),
+            encode_body(&Marked { name: "nightly".to_owned() }),
+        ),
         (
             "mark",
             Kind::Mark,

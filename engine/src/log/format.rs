@@ -8,7 +8,7 @@
 //!
 //! What follows what (LSNs, epochs, incarnations) is judged by [`super::chain`], not here.
 
-use crate::event::{FLAG_AGAIN, FLAG_COPY, FLAG_IN_PLACE, FLAG_NO_HOLE, Kind, version_of};
+use crate::event::{FLAG_AGAIN, FLAG_APPLICATION, FLAG_COPY, FLAG_IN_PLACE, FLAG_NO_HOLE, Kind, version_of};
 use crate::types::{Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, Timestamp, VolumeId};
 
 /// Length of a record's header in bytes.
@@ -37,6 +37,7 @@ fn known_flags(kind: Kind) -> u16 {
         Kind::Write => FLAG_COPY,
         Kind::Zero => FLAG_NO_HOLE | FLAG_COPY,
         Kind::Volume => FLAG_AGAIN | FLAG_IN_PLACE,
+        Kind::Mark => FLAG_APPLICATION,
         _ => 0,
     }
 }

@@ -25,6 +25,8 @@ pub struct Note {
     pub time: Timestamp,
     /// What happened.
     pub kind: Kind,
+    /// The record's flags.
+    pub flags: u16,
     /// The payload of a mark or a promotion.
     pub body: Bytes,
 }
@@ -52,7 +54,13 @@ impl Notes {
         }
         self.newest = Some(header.time);
         let body = if tells { Bytes::copy_from_slice(payload) } else { Bytes::new() };
-        self.kept.push_back(Note { lsn: header.lsn, time: header.time, kind: header.kind, body });
+        self.kept.push_back(Note {
+            lsn: header.lsn,
+            time: header.time,
+            kind: header.kind,
+            flags: header.flags,
+            body,
+        });
         if self.kept.len() > MAX_NOTES
             && let Some(gone) = self.kept.pop_front()
         {

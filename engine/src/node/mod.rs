@@ -18,6 +18,7 @@
 //! | [`primary`] | guest requests, replicas that follow |
 //! | [`replica`] | following a primary |
 //! | `protect` | volumes that join a group while it runs |
+//! | [`mark`] | named points |
 //! | `resize` | the sizes of volumes, and their changing |
 //! | [`promote`] | changing roles |
 //! | [`rejoin`] | an old primary that is taken back |
@@ -47,6 +48,7 @@ mod disks;
 pub mod fold;
 pub mod handover;
 pub mod hydrate;
+pub mod mark;
 pub mod open;
 pub mod points;
 pub mod primary;

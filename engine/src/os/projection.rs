@@ -4,7 +4,7 @@
 //! nothing waits for it.
 
 use crate::catalog::{Catalog, Entry, Error, Mark, MarkKind, Projector};
-use crate::event::{Kind, Marked, Promoted, decode_body};
+use crate::event::{FLAG_APPLICATION, Kind, Marked, Promoted, decode_body};
 use crate::log::format::{HEADER_BYTES, Header, Seed};
 use crate::log::notes::Note;
 use crate::log::ship::Stretch;
@@ -97,7 +97,7 @@ impl Projection {
         match source {
             News::Noted(notes, durable) => {
                 for note in &notes {
-                    self.project(note.lsn, note.time, note.kind, &note.body)?;
+                    self.project(note.lsn, note.time, (note.kind, note.flags), &note.body)?;
                 }
                 self.projector.pass(&mut self.catalog, durable)?;
                 Ok(false)
@@ -128,14 +128,20 @@ impl Projection {
             let mut at = 0;
             while let Ok(header) = Header::decode(seed, &records[at..]) {
                 let body = &records[at + HEADER_BYTES..at + HEADER_BYTES + header.payload_len as usize];
-                self.project(header.lsn, header.time, header.kind, body)?;
+                self.project(header.lsn, header.time, (header.kind, header.flags), body)?;
                 at += header.record_len();
             }
         }
         Ok(true)
     }
 
-    fn project(&mut self, lsn: Lsn, time: Timestamp, kind: Kind, body: &[u8]) -> Result<(), Error> {
+    fn project(
+        &mut self,
+        lsn: Lsn,
+        time: Timestamp,
+        (kind, flags): (Kind, u16),
+        body: &[u8],
+    ) -> Result<(), Error> {
         if lsn < self.projector.next() {
             return Ok(());
         }
@@ -143,7 +149,11 @@ impl Projection {
         let entry = match kind {
             Kind::Mark => match decode_body::<Marked>(body) {
                 Some(Marked { name }) => {
-                    mark = Mark { time, kind: MarkKind::Bookmark, name };
+                    let kind = match flags & FLAG_APPLICATION {
+                        0 => MarkKind::Bookmark,
+                        _ => MarkKind::Application,
+                    };
+                    mark = Mark { time, kind, name };
                     Entry::Mark(&mark)
                 }
                 None => Entry::Other,

@@ -1,0 +1,86 @@
+//! Marks: named points, which an operator or a script wants to find again.
+//!
+//! A mark is a record like any other, so it is replicated, and a point as any LSN is. It tells what the applications were
+//! doing: nothing that anybody knows of, or nothing at all, since they had been asked to be still. It is durable here when
+//! it is answered.
+
+use super::Node;
+use super::promote::CommitError;
+use crate::catalog::{MAX_NAME_BYTES, MarkKind};
+use crate::event::{FLAG_APPLICATION, Kind, Marked, encode_body};
+use crate::log;
+use crate::state::Role;
+use crate::types::{Lsn, Now, VolumeId};
+
+/// Why nothing was marked.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkError {
+    /// Only a primary marks.
+    #[error(transparent)]
+    NotPrimary(CommitError),
+    /// The group failed.
+    #[error("the group failed: {0}")]
+    Failed(String),
+    /// A name that nobody could write.
+    #[error(
+        "a mark's name is 1 to {MAX_NAME_BYTES} letters, digits, dots, dashes, underscores and colons, and starts \
+         with a letter or digit"
+    )]
+    BadName,
+    /// Guests wait: the group is being handed over.
+    #[error("the group is being handed over to a replica")]
+    HandingOver,
+    /// A sync is under way; the caller tries again.
+    #[error("the log is being synced")]
+    Busy,
+    /// The log does not take it.
+    #[error("the log takes no record: {0}")]
+    Log(#[from] log::Error),
+}
+
+/// Whether a mark can have a name.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    name.len() <= MAX_NAME_BYTES
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(plain)
+}
+
+impl Node {
+    /// Marks the state that everything appended so far makes, durably.
+    ///
+    /// If we die in here the mark is there or not.
+    ///
+    /// # Errors
+    /// [`MarkError`].
+    pub fn mark(&mut self, now: Now, name: &str, kind: MarkKind) -> Result<Lsn, MarkError> {
+        if let Some(failed) = &self.failed {
+            return Err(MarkError::Failed(failed.reason.clone()));
+        }
+        if self.state.role != Role::Primary {
+            return Err(MarkError::NotPrimary(CommitError::NotPrimary(self.state.role)));
+        }
+        if !is_name(name) {
+            return Err(MarkError::BadName);
+        }
+        if self.is_draining() {
+            return Err(MarkError::HandingOver);
+        }
+        if self.work.is_syncing() {
+            return Err(MarkError::Busy);
+        }
+        let flags = match kind {
+            MarkKind::Bookmark => 0,
+            MarkKind::Application => FLAG_APPLICATION,
+        };
+        let epoch = self.state.epoch();
+        self.begin(now)?;
+        let body = encode_body(&Marked { name: name.to_owned() });
+        self.append_flagged(now, epoch, Kind::Mark, flags, VolumeId(0), &body)?;
+        let at = self.log.tip().lsn;
+        self.sync_now(now).map_err(MarkError::Failed)?;
+        tracing::info!(group = %self.config.name, name, ?kind, %at, "marked");
+        Ok(at)
+    }
+}
