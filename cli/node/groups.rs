@@ -77,9 +77,7 @@ impl Links {
         let mut links = self.lock();
         let known = links.get(peer.as_str());
         let (shown, reason) = match state {
-            LinkState::Idle => {
-                (Shown::Connecting, Some("not dialled: this node is not the primary".to_owned()))
-            }
+            LinkState::Idle => (Shown::Connecting, Some("not dialled".to_owned())),
             // Why the last attempt failed stays to be seen while it is tried again.
             LinkState::Connecting => (Shown::Connecting, known.and_then(|known| known.reason.clone())),
             LinkState::Streaming { .. } => (Shown::Connected, None),

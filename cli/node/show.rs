@@ -161,7 +161,11 @@ fn group(group: &Arc<Group>) -> Shown {
         state: state_of(&report, group.config.on_full),
         epoch: report.epoch,
         positions: positions(group, &report),
-        replicas: report.replicas.iter().map(|known| replica(group, known, now)).collect(),
+        // A replica dials nobody, whoever its configuration names for the day that it is the primary.
+        replicas: match report.role {
+            state::Role::Replica => Vec::new(),
+            _ => report.replicas.iter().map(|known| replica(group, known, now)).collect(),
+        },
         primary: upstream(group, &report),
         volumes: volumes(group, &report),
         log: Log { used_bytes: report.log_bytes, limit_bytes: report.log_limit_bytes },
