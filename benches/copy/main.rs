@@ -47,8 +47,10 @@ const ROWS: [Row; 2] = [
     Row { name: "sparse", size: 100 * GIB, make: scattered },
 ];
 
-const COLUMNS: [(&str, fn(&Path, Row) -> f64); 3] =
-    [("landfall", landfall), ("nbdcopy", nbdcopy), ("qemu-img", qemu_img)];
+/// Copies a row's disk once; how many seconds it took.
+type CopyOnce = fn(&Path, Row) -> f64;
+
+const COLUMNS: [(&str, CopyOnce); 3] = [("landfall", landfall), ("nbdcopy", nbdcopy), ("qemu-img", qemu_img)];
 
 fn main() {
     let options = Options::parse("The first copy of a disk, beside nbdcopy and qemu-img convert.");

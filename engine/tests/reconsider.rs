@@ -272,6 +272,70 @@ fn a_move_is_whole_or_not_at_all() {
     assert!(before > 20 && behind > 50, "{before} before, {behind} behind");
 }
 
+/// The base image has come as far as the promotion, so the log begins there; the branch begins in the middle of a file that
+/// begins before.
+#[test]
+fn a_branch_that_leaves_where_the_log_begins() {
+    let [east, west] = [CrashDisk::new(), CrashDisk::new()];
+    let mut primary = Driven::open(east.storage(), primary_config("group")).expect("opened");
+    let mut config = replica_config("group");
+    config.retention.bytes = 1;
+    let mut node = Driven::open(west.storage(), config.clone()).expect("opened");
+    let (mut reference, mut random) = (Reference::default(), Random(31));
+    reference.write_some(&mut primary, &mut random, 40);
+    replicate(&mut primary, &mut node);
+    let segment = node.node.segments()[1].clone();
+    let at = Lsn((segment.header.first.0 + segment.last.0) / 2);
+    let was = end_of(&node);
+    let now = node.now();
+    node.node.promote(now, at, Epoch(2)).expect("promoted");
+    let line = reference.line.clone();
+    reference.go(was, line, at);
+    reference.write_some(&mut node, &mut random, 3);
+    node.work();
+    assert_eq!(node.node.log().start().lsn, at, "all before it is in the base image");
+
+    let branch = node.node.branches()[0];
+    let states = survey(&node, &branch).expect("its start is kept");
+    let was = end_of(&node);
+    let (now, epoch, at) = (node.now(), node.node.next_epoch(), branch.last.prev());
+    node.node.reconsider(now, Target::Branch(&states, at), epoch).expect("moved");
+    drop(states);
+    let line = reference.of(&branch).clone();
+    reference.go(was, line, at);
+    for _ in 0..2 {
+        check_line(&mut node, &reference);
+        check_branches(&mut node, &reference);
+        node.work();
+        drop(node);
+        node = Driven::open(west.storage(), config.clone()).expect("opened");
+    }
+}
+
+/// Before its first record a line has no epoch, and all of it is a branch.
+#[test]
+fn a_promotion_at_the_very_beginning_is_moved() {
+    let [east, west] = [CrashDisk::new(), CrashDisk::new()];
+    let mut primary = Driven::open(east.storage(), primary_config("group")).expect("opened");
+    let mut node = Driven::open(west.storage(), replica_config("group")).expect("opened");
+    let (mut reference, mut random) = (Reference::default(), Random(32));
+    reference.write_some(&mut primary, &mut random, 10);
+    replicate(&mut primary, &mut node);
+    let now = node.now();
+    node.node.promote(now, Lsn::ZERO, Epoch(2)).expect("promoted");
+    let branch = node.node.branches()[0];
+    let states = survey(&node, &branch).expect("it has a start");
+    let (now, epoch) = (node.now(), node.node.next_epoch());
+    node.node.reconsider(now, Target::Branch(&states, branch.last), epoch).expect("moved");
+    drop(states);
+    drop(node);
+    let mut node = Driven::open(west.storage(), replica_config("group")).expect("opened");
+    for volume in [A, B] {
+        let bytes = node.read(volume, 0, VOLUME_BYTES).expect("read");
+        assert!(bytes == state_at(&reference.line, volume, branch.last), "volume {volume}");
+    }
+}
+
 #[test]
 fn what_cannot_be_moved_is_refused() {
     let mut random = Random(77);

@@ -63,7 +63,8 @@ fn seeds_that_found_bugs_stay_clean() {
     // used again; a history that goes back; a window as large as the log; a log below its horizon.
     let seeds = [
         8, 17, 25, 34, 35, 60, 87, 127, 158, 185, 219, 225, 394, 562, 800, 890, 1_078, 1_210, 1_329, 1_813,
-        1_920, 2_244, 9_154, 11_281, 14_042, 18_821, 21_869, 27_093, 40_115, 41_460, 48_064, 108_854,
+        1_920, 2_244, 9_154, 11_281, 14_042, 18_821, 21_869, 27_093, 40_115, 41_460, 48_064, 108_854, 774,
+        1_183, 1_499, 2_058, 2_721,
     ];
     clean(Options::swarm, seeds.into_iter());
 }
