@@ -535,14 +535,18 @@ pub(crate) struct Protect {
     /// The name of the volume
     pub(crate) volume: String,
     /// The disk: a block device that is not mounted, or a raw file
-    #[arg(long, value_name = "DISK")]
-    pub(crate) backing: PathBuf,
+    #[arg(long, value_name = "DISK", required_unless_present = "seed_from")]
+    pub(crate) backing: Option<PathBuf>,
     /// Protect so much of it from its beginning [default: all]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub(crate) size: Option<Bytes>,
     /// Do not wait until the replicas have everything
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// On a replica: a copy of the disk that came by other means, a raw file or a block device. It is compared with
+    /// the primary's by hash, and only what differs travels; it is only read
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["backing", "size", "no_wait"])]
+    pub(crate) seed_from: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,6 @@
 mod support;
 
 use std::fs::File;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -130,12 +129,6 @@ fn spans_of(replica: &Node) -> usize {
     replica.ask(["points", "list", GROUP])["spans"].as_array().expect("a list").len()
 }
 
-fn listens(node: &Node) -> SocketAddr {
-    let config = std::fs::read_to_string(node.config()).expect("a configuration");
-    let line = config.lines().find_map(|line| line.strip_prefix("listen = ")).expect("it listens");
-    line.trim_matches('"').parse().expect("an address")
-}
-
 #[test]
 fn a_database_goes_through_all_of_it() {
     if !tool::has(&support::disk::NEEDS) || !tool::has(&["postgres"]) {
@@ -162,7 +155,7 @@ fn a_database_goes_through_all_of_it() {
 
     let mut pair = Pair::init_symmetric(dir, &[Volume::new("small", 1 << 20)]);
     pair.east.set("log_limit", "\"256MiB\"");
-    let (to_west, to_east) = (Relay::to(listens(&pair.west)), Relay::to(listens(&pair.east)));
+    let (to_west, to_east) = (Relay::to(pair.west.listens()), Relay::to(pair.east.listens()));
     pair.east.set("address", &format!("\"{}\"", to_west.address));
     pair.west.set("address", &format!("\"{}\"", to_east.address));
     pair.west.start();

@@ -5,7 +5,7 @@
 
 use crate::args::{self, Global};
 use crate::config::edit::{Addition, Edited};
-use crate::config::{Config, Group};
+use crate::config::{Config, Group, Role};
 use crate::control::Client;
 use crate::control::api::{CatchUp, LinkState, OfVolume, Protected, Replica};
 use crate::exit::{Code, Failure};
@@ -26,13 +26,17 @@ const UNIT_BYTES: u64 = 512;
 
 /// Carries it out.
 pub(crate) fn run(global: &Global, arguments: &args::Protect) -> Result<(), Failure> {
-    let args::Protect { group, volume, backing, size, no_wait } = arguments;
+    let args::Protect { group, volume, backing, size, no_wait, seed_from } = arguments;
     let config = global.load()?;
     let known = config.groups.iter().find(|known| known.name == *group).ok_or_else(|| {
         let names: Vec<&str> = config.groups.iter().map(|known| known.name.as_str()).collect();
         Failure::usage(format_args!("{} has no group {group}", config.path.display()))
             .next(format_args!("it has: {}", names.join(", ")))
     })?;
+    if let Some(image) = seed_from {
+        return seed(global, &config, known, volume, image);
+    }
+    let backing = backing.as_ref().ok_or_else(|| Failure::usage("which disk? `--backing DISK`"))?;
     let disk = std::fs::canonicalize(backing)
         .map_err(|error| Failure::refused(format_args!("{}: {error}", backing.display())))?;
     let edited = match named(known, volume, &disk)? {
@@ -63,6 +67,60 @@ pub(crate) fn run(global: &Global, arguments: &args::Protect) -> Result<(), Fail
     })?;
     human::answer(global.form(), &protected, text)?;
     if *no_wait { Ok(()) } else { wait(&mut client, group, volume) }
+}
+
+/// Gives a volume of a replica a copy that came by other means.
+fn seed(global: &Global, config: &Config, group: &Group, volume: &str, image: &Path) -> Result<(), Failure> {
+    if group.role == Role::Primary {
+        return Err(Failure::refused(format_args!(
+            "{} says that this node is the primary of {}: a seed is a replica's",
+            config.path.display(),
+            group.name
+        ))
+        .next("run it on the replica that has the copy"));
+    }
+    let image = std::fs::canonicalize(image)
+        .map_err(|error| Failure::refused(format_args!("{}: {error}", image.display())))?;
+    let kind = std::fs::metadata(&image).map(|of| of.file_type());
+    if !kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device()) {
+        return Err(Failure::refused(format_args!(
+            "{} is neither a file nor a block device",
+            image.display()
+        )));
+    }
+    let edited = Edited::with_seed(&config.path, &group.name, volume, &image)?;
+    let mut client = match global.connect() {
+        Err(failure) if failure.code == Code::NoDaemon => {
+            edited.write()?;
+            human::say(format!(
+                "{} names the seed of {}/{volume} now; `landfall replica` makes use of it.",
+                config.path.display(),
+                group.name
+            ));
+            return Ok(());
+        }
+        client => client?,
+    };
+    edited.write()?;
+    let request = OfVolume { group: group.name.clone(), volume: volume.to_owned() };
+    let seeded = client.seed(request).map_err(|failure| match edited.undo() {
+        Err(undo) => failure.next(undo.what),
+        Ok(()) => failure,
+    })?;
+    human::answer(global.form(), &seeded, |seeded| {
+        let mut text = format!(
+            "{} has a seed: {}, {}. From the next sync span on, what it holds of the volume does not travel.\n\
+             Protect the volume on the primary now, if it is not yet; `landfall status` says how much was saved.\n\
+             Do not write to the seed meanwhile; when the copy is done it is not needed any more.\n",
+            seeded.volume,
+            seeded.seed.display(),
+            Bytes(seeded.size_bytes),
+        );
+        if let Some(size) = seeded.volume_size_bytes.filter(|size| *size != seeded.size_bytes) {
+            text.push_str(&format!("The volume has {}: is this its copy?\n", Bytes(size)));
+        }
+        text
+    })
 }
 
 /// Whether the configuration has the volume already, with that disk.

@@ -189,6 +189,16 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
             ]);
         }
         out.push_str(&volumes.render());
+        for volume in &group.volumes {
+            let Some(seed) = &volume.seed else { continue };
+            let (name, path, used) = (clean(&volume.name), seed.path.display(), Bytes(seed.used_bytes));
+            let _ = match &seed.fault {
+                None => writeln!(out, "  {name} has a seed, {path}: {used} did not have to travel"),
+                Some(fault) => {
+                    writeln!(out, "  ! {name} has a seed, {path}, which is left alone: {}", clean(fault))
+                }
+            };
+        }
     }
 }
 
@@ -305,6 +315,7 @@ pub(crate) mod tests {
             size_bytes: 10 << 30,
             export: Some("db/data".to_owned()),
             connections: 2,
+            seed: None,
         };
         let window = Window {
             horizon: At { lsn: Lsn(7), time: before(3_600) },

@@ -265,7 +265,12 @@ fn volumes(
             if let (true, None, Some(given)) = (in_place, &backing, &volume.in_place) {
                 return Err(Complaint::about(given, "data is protected in place on a `backing`; name it"));
             }
-            Ok(Volume { name: volume.name.get_ref().clone(), size: bytes, backing, in_place })
+            let seed_from = volume.seed_from.as_ref().map(|path| base.join(path.get_ref()));
+            if let (Some(given), Role::Primary) = (&volume.seed_from, role) {
+                let what = "a seed is a replica's: its copy is compared with this node's disk";
+                return Err(Complaint::about(given, what));
+            }
+            Ok(Volume { name: volume.name.get_ref().clone(), size: bytes, backing, in_place, seed_from })
         })
         .collect()
 }

@@ -71,6 +71,26 @@ impl Edited {
         })
     }
 
+    /// The file with a seed of a replica's volume, which need not have been named before.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or would not be a configuration with it; nothing is written.
+    pub(crate) fn with_seed(path: &Path, group: &str, volume: &str, seed: &Path) -> Result<Edited, Failure> {
+        Edited::with(path, group, |volumes| {
+            let seed = value(seed.to_str().ok_or("the seed's path is not UTF-8")?);
+            if let Some(table) = volumes.iter_mut().find(|table| is_named(table, volume)) {
+                table.insert("seed_from", seed);
+                return Ok(());
+            }
+            let mut added = Table::new();
+            added.insert("name", value(volume));
+            added.insert("seed_from", seed);
+            added.decor_mut().set_prefix("\n");
+            volumes.push(added);
+            Ok(())
+        })
+    }
+
     fn with(
         path: &Path,
         group: &str,
@@ -205,6 +225,27 @@ size = "1GiB"
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text.replacen("1GiB", "3GiB", 1));
         assert!(Edited::with_size(&path, "db", "www", "3GiB").is_err());
         assert!(Edited::with_size(&path, "db", "data", "3").is_err());
+    }
+
+    #[test]
+    fn a_seed_is_named_and_named_anew() {
+        let scratch = Scratch::new("edit").unwrap();
+        let path = scratch.path().join("landfall.toml");
+        let replica = "role = \"replica\"\naccept = [\"west\"]";
+        let text = TEXT.replace("role = \"primary\" # the first one", replica)
+            + "\n[[peer]]\nname = \"west\"\naddress = \"west.example:7350\"\n";
+        std::fs::write(&path, &text).unwrap();
+        for (volume, seed) in [("data", "/a.img"), ("data", "/b.img"), ("old", "/c.img")] {
+            Edited::with_seed(&path, "db", volume, Path::new(seed)).unwrap().write().unwrap();
+        }
+        let seeds: Vec<_> = Config::load(&path).unwrap().groups[0]
+            .volumes
+            .iter()
+            .map(|volume| (volume.name.clone(), volume.seed_from.clone().unwrap()))
+            .collect();
+        let expected = [("data", "/b.img"), ("old", "/c.img")];
+        assert_eq!(seeds, expected.map(|(name, seed)| (name.to_owned(), PathBuf::from(seed))));
+        assert!(Edited::with_seed(&path, "web", "www", Path::new("/d.img")).is_err(), "a primary");
     }
 
     #[test]

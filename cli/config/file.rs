@@ -151,6 +151,7 @@ pub(crate) struct Volume {
     pub(crate) size: Option<Spanned<Size>>,
     pub(crate) backing: Option<Spanned<PathBuf>>,
     pub(crate) in_place: Option<Spanned<bool>>,
+    pub(crate) seed_from: Option<Spanned<PathBuf>>,
 }
 
 /// `"10GiB"`

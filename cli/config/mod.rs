@@ -232,6 +232,8 @@ pub(crate) struct Volume {
     pub(crate) backing: Option<PathBuf>,
     /// When it joins the group, what its backing holds is kept; otherwise that has to be empty.
     pub(crate) in_place: bool,
+    /// On a replica: a copy of it that came by other means, so that only differences travel.
+    pub(crate) seed_from: Option<PathBuf>,
 }
 
 impl Config {

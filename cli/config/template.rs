@@ -204,7 +204,11 @@ accept = [{accept}]
             }
         }
         if self.volumes.is_empty() {
-            out.push_str("# The volumes come from the primary.\n");
+            out.push_str(
+                "# The volumes come from the primary. A copy of one that came by other means, so that only what\n\
+                 # differs travels, is named here (`landfall protect GROUP VOLUME --seed-from IMAGE` does it):\n\
+                 # [[group.volume]]\n# name = \"data\"\n# seed_from = \"/mnt/shipped/data.img\"\n",
+            );
         }
         out.push('\n');
     }

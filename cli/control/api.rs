@@ -101,6 +101,8 @@ pub(crate) enum Request {
     Verify(Verify),
     /// [`super::Operator::protect`].
     Protect(OfVolume),
+    /// [`super::Operator::seed`].
+    Seed(OfVolume),
     /// [`super::Operator::resize`].
     Resize(Resize),
     /// [`super::Operator::mark`].
@@ -169,6 +171,19 @@ pub(crate) struct Protected {
     pub(crate) size_bytes: u64,
     /// How many replicas its data is copied to.
     pub(crate) replicas: usize,
+}
+
+/// A volume of a replica that has a seed. Answer to `seed`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seeded {
+    /// The volume, as `group/volume`.
+    pub(crate) volume: String,
+    /// The copy.
+    pub(crate) seed: PathBuf,
+    /// Bytes.
+    pub(crate) size_bytes: u64,
+    /// The volume's, if this node knows the volume by now.
+    pub(crate) volume_size_bytes: Option<u64>,
 }
 
 /// Parameters that name a record.
@@ -784,6 +799,19 @@ pub(crate) struct Volume {
     pub(crate) export: Option<String>,
     /// NBD connections to it.
     pub(crate) connections: u32,
+    /// The copy that its data is taken from where that is the same, on a replica that was given one.
+    pub(crate) seed: Option<Seed>,
+}
+
+/// A copy of a volume that came by other means than the link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seed {
+    /// Where it lies.
+    pub(crate) path: PathBuf,
+    /// Bytes that did not travel, since the daemon was started.
+    pub(crate) used_bytes: u64,
+    /// Why it is left alone.
+    pub(crate) fault: Option<String>,
 }
 
 /// What the log takes.

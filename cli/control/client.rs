@@ -3,7 +3,7 @@
 use super::api::{
     Branch, Committed, Failover, Fault, FaultCode, Loss, Mark, MarkRequest, Mount, MountId, MountRequest,
     OfBranch, OfGroup, OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, Promotion, Protected, Record,
-    Reprotected, Request, Resize, Resized, Resync, Round, Status, VERSION, Verify,
+    Reprotected, Request, Resize, Resized, Resync, Round, Seeded, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::{BranchId, Point};
@@ -130,6 +130,11 @@ impl Client {
     /// [`super::Operator::verify`].
     pub(crate) fn verify(&mut self, request: Verify) -> Result<Round, Failure> {
         self.call(&Request::Verify(request))
+    }
+
+    /// [`super::Operator::seed`].
+    pub(crate) fn seed(&mut self, request: OfVolume) -> Result<Seeded, Failure> {
+        self.call(&Request::Seed(request))
     }
 
     /// [`super::Operator::protect`].

@@ -18,7 +18,7 @@ pub(crate) use server::Server;
 use crate::point::{BranchId, Point};
 use api::{
     Branch, Committed, Failover, Fault, Loss, Mark, MarkRequest, Mount, MountId, MountRequest, Plan, Points,
-    Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round, Status, Verify,
+    Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round, Seeded, Status, Verify,
 };
 use engine::types::Lsn;
 
@@ -77,6 +77,12 @@ pub(crate) trait Operator: Send + Sync {
     /// Takes on a volume that the configuration file names by now. One that is there already is no mistake. `refused` where
     /// it cannot be protected, and nothing changes then.
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault>;
+
+    /// Makes use of the seed of a volume that the configuration file names by now.
+    ///
+    /// # Errors
+    /// It has none there, or none that can be read; this node is no replica of the group.
+    fn seed(&self, group: &str, volume: &str) -> Result<Seeded, Fault>;
 
     /// Marks the point that everything written so far makes. `refused` on a node that is not the primary.
     fn mark(&self, request: &MarkRequest) -> Result<Mark, Fault>;

@@ -227,6 +227,7 @@ impl Shared {
             Request::Resync(request) => value(operator.resync(&request)),
             Request::Verify(request) => value(operator.verify(&request)),
             Request::Protect(request) => value(operator.protect(&request.group, &request.volume)),
+            Request::Seed(request) => value(operator.seed(&request.group, &request.volume)),
             Request::Mark(request) => value(operator.mark(&request)),
             Request::Resize(request) => value(operator.resize(&request)),
             Request::Record(of) => value(operator.record(&of.group, of.lsn)),
@@ -361,6 +362,7 @@ fn read(line: &[u8]) -> Result<Request, Fault> {
         "mark" => params(&method, given).map(Request::Mark),
         "resize" => params(&method, given).map(Request::Resize),
         "protect" => params(&method, given).map(Request::Protect),
+        "seed" => params(&method, given).map(Request::Seed),
         "record" => params(&method, given).map(Request::Record),
         _ => Err(Fault::new(FaultCode::BadRequest, format_args!("unknown method `{method}`"))),
     }

@@ -146,6 +146,10 @@ impl Operator for Fake {
         Ok(Resized { export, before_bytes: 512, size_bytes: request.size_bytes })
     }
 
+    fn seed(&self, group: &str, volume: &str) -> Result<Seeded, Fault> {
+        Err(Fault::new(FaultCode::NotFound, format_args!("no seed of {group}/{volume}")))
+    }
+
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault> {
         Ok(Protected { export: format!("{group}/{volume}"), size_bytes: 512, replicas: 0 })
     }

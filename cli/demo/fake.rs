@@ -151,6 +151,7 @@ impl World {
             size_bytes: *size,
             export: Some(format!("demo/{name}")),
             connections: 0,
+            seed: None,
         };
         sizes.iter().map(volume).collect()
     }
@@ -384,6 +385,10 @@ impl Operator for FakeNode {
 
     fn protect(&self, _group: &str, _volume: &str) -> Result<Protected, Fault> {
         Err(Fault::new(FaultCode::Refused, "there is nothing to protect"))
+    }
+
+    fn seed(&self, _group: &str, _volume: &str) -> Result<Seeded, Fault> {
+        Err(Fault::new(FaultCode::Refused, "there is nothing to seed"))
     }
 
     fn verify(&self, _request: &Verify) -> Result<Round, Fault> {

@@ -1,10 +1,12 @@
 //! A group of this node: the engine's runtime, and what the link asks of it in both directions.
 
 use super::paces::Paces;
+use super::seeds::Seeds;
 use crate::config::{self, Ack, OnFull, Role};
 use crate::control::api::{At, LinkState as Shown, Moment};
 use crate::exit::Failure;
 use crate::time;
+use bytes::Bytes;
 use engine::io::Storage;
 use engine::log::ship::{ReadError, Stretch};
 use engine::node::config::{
@@ -16,14 +18,15 @@ use engine::node::{Node, open};
 use engine::os::clock;
 use engine::os::runtime;
 use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
+use engine::seeds::Held;
 use engine::state;
-use engine::types::{Epoch, GroupId, Lsn, NodeId, Position, Timestamp};
+use engine::types::{Epoch, GroupId, Lsn, NodeId, Position, Timestamp, VolumeId};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use transport::link::driver::{Fault, LinkState, Sink, Source, Standing};
 use transport::link::frame::Heartbeat;
 use transport::link::sender::Want;
@@ -108,6 +111,8 @@ pub(super) struct Group {
     pub(super) links: Links,
     /// The links from primaries, by peer.
     pub(super) upstream: Links,
+    /// Copies of its volumes that came by other means.
+    pub(super) seeds: Arc<Seeds>,
     /// The highest position handed to a link.
     pub(super) shipped: AtomicU64,
     told: Arc<Told>,
@@ -207,6 +212,7 @@ impl Group {
             connections: Mutex::default(),
             links: Links::default(),
             upstream: Links::default(),
+            seeds: Arc::new(Seeds::new(config)),
             shipped: AtomicU64::new(0),
             told,
             compared_ms: AtomicU64::new(0),
@@ -397,6 +403,11 @@ impl Source for Group {
     }
 }
 
+/// The volumes of a node to which a sync span brings copies.
+fn copying(node: &Node) -> Option<BTreeMap<VolumeId, String>> {
+    node.is_coarse().then(|| node.volume_specs().map(|spec| (spec.id, spec.name.clone())).collect())
+}
+
 /// All groups, as the listener sees them.
 pub(super) struct Sinks {
     groups: Vec<Arc<Group>>,
@@ -435,8 +446,29 @@ impl Sink for Sinks {
     }
 
     fn append(&self, group: &GroupId, batch: Batch) -> Result<(), Rebuff> {
-        let group = self.by_id(group).ok_or(Rebuff::NotAllowed)?;
-        group.engine.with(|node, now| node.append(now, batch))
+        let id = group;
+        let group = self.by_id(id).ok_or(Rebuff::NotAllowed)?;
+        if !group.seeds.any() {
+            return group.engine.with(|node, now| node.append(now, batch));
+        }
+        let copied = engine::seeds::copied_to(*id, &batch);
+        let (taken, copying) = group.engine.with(|node, now| (node.append(now, batch), copying(node)));
+        group.seeds.appended(copied, copying);
+        taken
+    }
+
+    fn seeds(&self, group: &GroupId) -> Option<mpsc::Receiver<Vec<Held>>> {
+        let group = self.by_id(group)?;
+        let told = group.seeds.tell();
+        if group.seeds.any() {
+            group.seeds.appended(None, group.engine.peek(copying));
+        }
+        Some(told)
+    }
+
+    fn read_seed(&self, group: &GroupId, held: &Held) -> std::io::Result<Bytes> {
+        let group = self.by_id(group).ok_or(std::io::ErrorKind::NotFound)?;
+        group.seeds.read(held)
     }
 
     fn standing(&self, group: &GroupId) -> watch::Receiver<Standing> {

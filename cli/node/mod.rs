@@ -20,6 +20,7 @@ mod mounts;
 mod paces;
 mod protect;
 mod resize;
+mod seeds;
 mod show;
 mod volumes;
 
@@ -30,7 +31,7 @@ use crate::control::Operator;
 use crate::control::api::{
     Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mark, MarkRequest, Mount,
     MountId, MountRequest, OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resize,
-    Resized, Resync, Round, Status, Verify,
+    Resized, Resync, Round, Seeded, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -524,6 +525,10 @@ impl Operator for Node {
 
     fn protect(&self, group: &str, volume: &str) -> Result<Protected, Fault> {
         protect::protect(&self.config_path, self.group(group)?, volume)
+    }
+
+    fn seed(&self, group: &str, volume: &str) -> Result<Seeded, Fault> {
+        protect::seed(&self.config_path, self.group(group)?, volume)
     }
 
     fn record(&self, group: &str, lsn: Lsn) -> Result<Record, Fault> {

@@ -133,6 +133,7 @@ impl Mounts {
             name: volume.name,
             size_bytes: volume.size,
             connections: 0,
+            seed: None,
         });
         let begun = time::now();
         let limit = request.drill_ms.map(Duration::from_millis);

@@ -1,8 +1,9 @@
 //! A volume that the configuration names since the daemon was started.
 
 use super::groups::Group;
+use super::seeds;
 use crate::config::{Config, Role};
-use crate::control::api::{Fault, FaultCode, Protected};
+use crate::control::api::{Fault, FaultCode, Protected, Seeded};
 use engine::node::config::{Begins, NewVolume};
 use engine::node::open::Error;
 use std::path::Path;
@@ -42,5 +43,36 @@ pub(super) fn protect(config: &Path, group: &Group, volume: &str) -> Result<Prot
         export: Config::export(name, &spec.name),
         size_bytes: spec.size,
         replicas: group.config.replicas.len(),
+    })
+}
+
+/// Makes use of a seed that the configuration names since the daemon was started.
+pub(super) fn seed(config: &Path, group: &Group, volume: &str) -> Result<Seeded, Fault> {
+    let name = &group.config.name;
+    let refused = |what: std::fmt::Arguments<'_>| Fault::new(FaultCode::Refused, what);
+    let config = Config::load(config).map_err(|failure| refused(format_args!("{}", failure.what)))?;
+    let known = config.groups.iter().find(|known| known.name == *name);
+    let known = known.and_then(|known| known.volumes.iter().find(|known| known.name == volume));
+    let path = known.and_then(|known| known.seed_from.as_ref()).ok_or_else(|| {
+        let file = config.path.display();
+        Fault::new(
+            FaultCode::NotFound,
+            format_args!("{file} names no seed of volume {volume} of group {name}"),
+        )
+    })?;
+    let (role, size) = group.engine.peek(|node| {
+        let size = node.volume_specs().find(|spec| spec.name == volume).map(|spec| spec.size);
+        (node.role(), size)
+    });
+    if role != engine::state::Role::Replica {
+        return Err(refused(format_args!("this node is no replica of group {name}: it takes no copies")));
+    }
+    let len = seeds::length(path).map_err(|error| refused(format_args!("{}: {error}", path.display())))?;
+    group.seeds.put(volume, path);
+    Ok(Seeded {
+        volume: Config::export(name, volume),
+        seed: path.clone(),
+        size_bytes: len,
+        volume_size_bytes: size,
     })
 }

@@ -362,6 +362,7 @@ pub(super) fn volumes(group: &Group, report: &Report) -> Vec<Volume> {
         size_bytes: volume.size,
         export: serves.then(|| Config::export(&report.name, &volume.name)),
         connections: connections.get(&volume.name).map_or(0, |counter| counter.load(Ordering::Relaxed)),
+        seed: group.seeds.of(&volume.name),
     });
     shown.collect()
 }

@@ -15,6 +15,7 @@
 //! | [`overlay`] | writes that are in the log but not on the backing |
 //! | [`changes`] | what guests write to a recovery point |
 //! | [`read`] | planned reads, carried out without a lock |
+//! | [`seeds`] | what a replica holds already and needs not be sent |
 //! | [`digest`] | what an extent holds, in 16 bytes |
 //! | [`peer`] | what two nodes tell each other |
 //! | [`node`] | one group on one node: roles, requests, replication, points, background work |
@@ -57,5 +58,6 @@ pub mod peer;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod read;
+pub mod seeds;
 pub mod state;
 pub mod types;

@@ -222,7 +222,7 @@ fn sizes_that_a_replica_missed_come_with_the_span() {
                 primary.work();
                 let next = replica.node.durable().lsn.next();
                 common::ship(&mut primary, &mut replica, next);
-                if random.below(4) == 0 {
+                if random.below(2) == 0 {
                     replica.work();
                 }
             }

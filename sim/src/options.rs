@@ -42,6 +42,8 @@ pub struct Options {
     pub verify: Verification,
     /// Of the sessions.
     pub session: session::Config,
+    /// Whether copies of the volumes are shipped to replicas now and then.
+    pub seeds: bool,
     /// The longest pause before a link is dialled again.
     pub max_retry: Span,
     /// Between all regions.
@@ -426,6 +428,7 @@ impl Options {
                 bytes_s: *root.child("verify rate").pick(&[1 << 20, u64::MAX]),
             },
             session,
+            seeds: root.child("seeds").chance(PPM / 3),
             begins: match root.child("in place").chance(PPM / 4) {
                 true => Begins::InPlace,
                 false => Begins::Empty,

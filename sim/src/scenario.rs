@@ -482,6 +482,7 @@ impl Reader<'_> {
                 Full::Refuse => OnFull::Refuse,
             },
             verify: Verification::default(),
+            seeds: false,
             session: transport::link::session::Config {
                 window_bytes: 4 << 20,
                 batch_bytes: 256 << 10,

@@ -151,6 +151,13 @@ impl Node {
         self.dir.join("landfall.toml")
     }
 
+    /// Where it listens for primaries.
+    pub fn listens(&self) -> std::net::SocketAddr {
+        let config = std::fs::read_to_string(self.config()).expect("a configuration");
+        let line = config.lines().find_map(|line| line.strip_prefix("listen = ")).expect("it listens");
+        line.trim_matches('"').parse().expect("an address")
+    }
+
     pub fn nbd_socket(&self) -> PathBuf {
         self.sockets.join("nbd.sock")
     }

@@ -5,11 +5,12 @@ mod common;
 use bytes::Bytes;
 use common::{Rng, samples};
 use engine::peer::{Ask, Needs};
+use engine::seeds::Thin;
 use engine::types::Lsn;
 use transport::link::decoder::{Accept, Decoder, MIN_PIECE_BYTES};
 use transport::link::frame::{
-    BATCH_PREFIX_BYTES, Error, Frame, HEADER_BYTES, IGNORABLE, Kind, LACKS_PER_FRAME, MAX_BATCH_BYTES,
-    MAX_CONTROL_BYTES,
+    BATCH_PREFIX_BYTES, Error, Frame, HEADER_BYTES, HELD_PER_FRAME, IGNORABLE, Kind, LACKS_PER_FRAME,
+    MAX_BATCH_BYTES, MAX_CONTROL_BYTES, THIN_PREFIX_BYTES,
 };
 
 fn encode(frame: &Frame) -> Vec<u8> {
@@ -41,6 +42,10 @@ fn flat(frame: Frame) -> Frame {
         Frame::Batch(mut batch) => {
             batch.bytes = vec![Bytes::from(batch.bytes.concat())];
             Frame::Batch(batch)
+        }
+        Frame::Thin(mut thin) => {
+            thin.bytes = vec![Bytes::from(thin.bytes.concat())];
+            Frame::Thin(thin)
         }
         other => other,
     }
@@ -183,6 +188,7 @@ fn oversized_lengths_are_refused_before_the_body() {
     for kind in kinds {
         let limit = match Kind::from_byte(kind) {
             Some(Kind::Batch) => BATCH_PREFIX_BYTES + MAX_BATCH_BYTES,
+            Some(Kind::Thin) => THIN_PREFIX_BYTES + MAX_BATCH_BYTES,
             _ => MAX_CONTROL_BYTES,
         };
         for len in [limit + 1, u32::MAX as usize] {
@@ -272,6 +278,51 @@ fn asks_that_cannot_be_are_refused_both_ways() {
     let mut out = Vec::new();
     assert_eq!(Frame::Ask(Ask::Repair(samples::lack(1, 1, 0))).encode(&mut out).err(), malformed);
     assert_eq!(out.len(), 0);
+}
+
+/// R19: what a thin batch leaves out lies in order, apart, within it, and is worth the words; lists are as long as they
+/// say; a seed's runs are neither empty nor longer than a copy.
+#[test]
+fn thin_batches_and_seeds_that_cannot_be_are_refused_both_ways() {
+    let malformed = Some(Error::Malformed(Kind::Thin));
+    type Bend = fn(&mut Thin);
+    let bends: [Bend; 8] = [
+        |thin| thin.left_out.clear(),
+        |thin| thin.left_out.swap(0, 1),
+        |thin| thin.left_out[1].0 = 7 + 0x1FFF,
+        |thin| thin.left_out[1].0 = 0x2000 + 22,
+        |thin| thin.left_out[0].1.extent.len = 0,
+        |thin| thin.left_out[0].1.extent.len = 36,
+        |thin| thin.left_out[1].1.extent.len = (256 << 10) + 1,
+        |thin| thin.left_out[1].1.extent.offset = u64::MAX - 1,
+    ];
+    for (at, bend) in bends.iter().enumerate() {
+        let mut thin = samples::thin(78);
+        bend(&mut thin);
+        let mut out = Vec::new();
+        assert_eq!(Frame::Thin(thin).encode(&mut out).err(), malformed, "{at}");
+        assert_eq!(out.len(), 0);
+    }
+    let golden = encode(&Frame::Thin(samples::thin(78)));
+    let bent = |at: usize, bytes: &[u8]| {
+        let mut frame = golden.clone();
+        frame[HEADER_BYTES + at..][..bytes.len()].copy_from_slice(bytes);
+        decode(&frame, 50)
+    };
+    assert_eq!(bent(0, &[78]).1, None);
+    for count in [0, 4, 1 << 20, u32::MAX] {
+        assert_eq!(bent(16, &u32::to_le_bytes(count)).1, malformed, "{count} parts");
+    }
+    assert_eq!(bent(20, &u32::MAX.to_le_bytes()).1, malformed);
+    assert!(matches!(bent(8, &[77]).1, Some(Error::BadRange { .. })));
+    for held in [vec![], vec![samples::held(1, 0, 0)], vec![samples::held(1, 0, (256 << 10) + 1)]] {
+        let mut out = Vec::new();
+        assert_eq!(Frame::Held(held).encode(&mut out).err(), Some(Error::Malformed(Kind::Held)));
+    }
+    let most = Frame::Held(vec![samples::held(1, 0, 512); HELD_PER_FRAME]);
+    assert_eq!(decode(&encode(&most), 4_096), (vec![most], None, 0));
+    let too_many = Frame::Held(vec![samples::held(1, 0, 512); HELD_PER_FRAME + 1]);
+    assert!(too_many.encode(&mut Vec::new()).is_err());
 }
 
 /// R19: a name that is not UTF-8.

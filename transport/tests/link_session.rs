@@ -13,7 +13,9 @@ use transport::link::decoder::Accept;
 use transport::link::frame::{Acceptance, Frame, Heartbeat, Kind, MAX_BATCH_BYTES, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, FEATURES, MINOR, Reason, SCRUBS, SPANS, TAKES_BACK, Violation};
+use transport::link::session::{
+    Config, FEATURES, MINOR, Reason, SCRUBS, SEEDS, SPANS, TAKES_BACK, Violation,
+};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(1_000_000_000_000 + ms * 1_000_000) }
@@ -97,6 +99,8 @@ fn sample(kind: Kind) -> Frame {
         Kind::Needs => Frame::Needs(Needs { coarse: true, lacks: Vec::new() }),
         Kind::Jump => Frame::Jump(samples::jump(77, 90)),
         Kind::Ask => Frame::Ask(Ask::Handover),
+        Kind::Held => Frame::Held(vec![samples::held(1, 0, 4_096)]),
+        Kind::Thin => Frame::Thin(samples::thin(78)),
     }
 }
 
@@ -111,6 +115,9 @@ fn sender_every_state_and_frame() {
         ("opening", SPANS, &[Kind::Welcome, Kind::Rebuff, Kind::Needs]),
         ("attaching", SPANS, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ask]),
         ("streaming", SPANS, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ack, Kind::Ask]),
+        ("opening", SPANS | SEEDS, &[Kind::Welcome, Kind::Rebuff, Kind::Needs]),
+        ("attaching", SPANS | SEEDS, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ask, Kind::Held]),
+        ("streaming", SPANS | SEEDS, &[Kind::Rebuff, Kind::Heartbeat, Kind::Ack, Kind::Ask, Kind::Held]),
     ];
     for (row, (state, features, legal)) in legal.iter().enumerate() {
         for kind in Kind::ALL {
@@ -123,8 +130,12 @@ fn sender_every_state_and_frame() {
                 assert!(!matches!(event, Some(sender::Event::Lost(_))), "{state}, {kind:?}: {event:?}");
             } else {
                 let Some(sender::Event::Lost(reason)) = event else { panic!("{state}, {kind:?}: {event:?}") };
-                let ask = kind == Kind::Ask && *state != "opening";
-                assert_out_of_place(&reason, kind, ask && *features == 0);
+                let needs = match kind {
+                    Kind::Ask => SPANS,
+                    Kind::Held => SEEDS,
+                    _ => 0,
+                };
+                assert_out_of_place(&reason, kind, *state != "opening" && needs & !features != 0);
                 assert!(sender.is_closed());
                 assert_eq!(
                     (sender.poll_event(), sender.poll_transmit(), sender.poll_timeout()),
@@ -145,6 +156,9 @@ fn receiver_every_state_and_frame() {
         ("listening", SPANS, &[Kind::Hello]),
         ("deciding", SPANS, &[]),
         ("streaming", SPANS, &[Kind::Batch, Kind::Heartbeat, Kind::Jump]),
+        ("listening", SPANS | SEEDS, &[Kind::Hello]),
+        ("deciding", SPANS | SEEDS, &[]),
+        ("streaming", SPANS | SEEDS, &[Kind::Batch, Kind::Thin, Kind::Heartbeat, Kind::Jump]),
     ];
     for (row, (state, features, legal)) in legal.iter().enumerate() {
         for kind in Kind::ALL {
@@ -159,8 +173,12 @@ fn receiver_every_state_and_frame() {
                 let Some(receiver::Event::Lost(reason)) = event else {
                     panic!("{state}, {kind:?}: {event:?}");
                 };
-                let jump = kind == Kind::Jump && *state == "streaming";
-                assert_out_of_place(&reason, kind, jump && *features == 0);
+                let needs = match kind {
+                    Kind::Jump => SPANS,
+                    Kind::Thin => SEEDS,
+                    _ => 0,
+                };
+                assert_out_of_place(&reason, kind, *state == "streaming" && needs & !features != 0);
                 assert!(receiver.is_closed() && !receiver.wants_input());
                 assert_eq!(
                     (receiver.poll_event(), receiver.poll_transmit(), receiver.poll_timeout()),
@@ -218,7 +236,10 @@ fn opening() {
     let mut receiver = Receiver::new(Config::default(), at(0));
     assert_eq!(receiver.accepts(), Accept::Control);
     let Some(frame) = sender.poll_transmit() else { panic!("the hello is ready at once") };
-    assert_eq!(frame, Frame::Hello(Offer { minor: MINOR, features: SPANS | SCRUBS, hello: hello(99) }));
+    assert_eq!(
+        frame,
+        Frame::Hello(Offer { minor: MINOR, features: SPANS | SCRUBS | SEEDS, hello: hello(99) })
+    );
     receiver.handle_frame(at(1), frame);
     assert!(!receiver.wants_input(), "nothing is read while the engine decides");
     assert_eq!(receiver.poll_event(), Some(receiver::Event::Hello(hello(99), Some(TakesBack::No))));
@@ -242,8 +263,8 @@ fn features_are_the_intersection() {
     let Some(Frame::Welcome(acceptance)) = receiver.poll_transmit() else { panic!("a welcome") };
     assert_eq!(acceptance.features, FEATURES);
 
-    for (takes_back, offered) in [(TakesBack::No, SPANS | SCRUBS), (TakesBack::Yes, FEATURES)] {
-        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 3] {
+    for (takes_back, offered) in [(TakesBack::No, SPANS | SCRUBS | SEEDS), (TakesBack::Yes, FEATURES)] {
+        for accepted in [!offered, 1 << 63, TAKES_BACK | 1 << 4] {
             let mut sender = Sender::new(Config::default(), at(0), hello(99), takes_back);
             sender.handle_frame(at(1), accept(accepted));
             assert_eq!(sender.poll_event(), lost(Violation::Features { offered, accepted }));
@@ -796,6 +817,7 @@ impl World {
                     }
                 }
                 receiver::Event::Heard(heard) => assert!(heard.durable.0 <= self.durable),
+                receiver::Event::AppendThin(_) => panic!("no seed was told of"),
                 receiver::Event::Lost(reason) => assert_eq!(reason, Reason::Rebuffed),
             }
         }

@@ -5,13 +5,14 @@ mod common;
 use bytes::Bytes;
 use common::{Rng, samples};
 use engine::peer::{Ask, Batch, Jump, MAX_LACKS, Needs, Rebuff, TakesBack};
+use engine::seeds::Thin;
 use engine::types::{Checksum, Epoch, Lsn, Mono, Now, Position, Timestamp};
 use samples::{batch, hello, jump, lack, lacks, position, welcome};
 use transport::link::decoder::{Accept, Decoder};
 use transport::link::frame::{Acceptance, Frame, LACKS_PER_FRAME, Offer};
 use transport::link::receiver::{self, Receiver};
 use transport::link::sender::{self, Sender, Want};
-use transport::link::session::{Config, MAX_ASKS, Reason, SCRUBS, SPANS, TAKES_BACK, Violation};
+use transport::link::session::{Config, MAX_ASKS, Reason, SCRUBS, SEEDS, SPANS, TAKES_BACK, Violation};
 
 fn at(ms: u64) -> Now {
     Now { mono: Mono(ms * 1_000_000), wall: Timestamp(ms * 1_000_000) }
@@ -217,7 +218,7 @@ fn a_rebuff_may_come_in_the_middle_of_needs() {
 #[test]
 fn taking_back_is_offered_beside_spans() {
     for (takes_back, features) in
-        [(TakesBack::No, SPANS | SCRUBS), (TakesBack::Yes, SPANS | TAKES_BACK | SCRUBS)]
+        [(TakesBack::No, SPANS | SCRUBS | SEEDS), (TakesBack::Yes, SPANS | TAKES_BACK | SCRUBS | SEEDS)]
     {
         let mut sender = Sender::new(config(), at(0), hello(99), takes_back);
         let mut receiver = Receiver::new(config(), at(0));
@@ -451,7 +452,11 @@ fn any_frame(rng: &mut Rng) -> Frame {
             Frame::Needs(Needs { coarse: rng.below(2) == 0, lacks: lacks(count) })
         }
         11..14 => Frame::Jump(jump(77 + rng.below(2), b)),
-        _ => Frame::Ask(Ask::Handover),
+        14 => Frame::Ask(Ask::Handover),
+        _ => match rng.below(2) {
+            0 => Frame::Held(vec![samples::held(1, a << 12, 4_096)]),
+            _ => Frame::Thin(samples::thin(a)),
+        },
     }
 }
 
@@ -460,11 +465,11 @@ fn any_frame(rng: &mut Rng) -> Frame {
 /// in their place only.
 #[test]
 fn any_frames_in_any_order() {
-    let (mut jumped, mut appended, mut acked, mut asked) = (0, 0, 0, 0);
+    let (mut jumped, mut appended, mut thin, mut acked, mut asked) = (0, 0, 0, 0, 0);
     for seed in 0..50_000 {
         let mut rng = Rng(seed);
         let spans = rng.below(4) > 0;
-        let mut receiver = streaming_receiver(if spans { SPANS } else { 0 });
+        let mut receiver = streaming_receiver(if spans { SPANS | SEEDS } else { 0 });
         let mut next = 78;
         let mut first = true;
         for _ in 0..12 {
@@ -482,6 +487,11 @@ fn any_frames_in_any_order() {
                     assert_eq!(lsn, Lsn(next), "seed {seed}");
                     (next, first) = (last.0 + 1, false);
                     appended += 1;
+                }
+                Some(receiver::Event::AppendThin(Thin { first: lsn, last, .. })) => {
+                    assert!(spans && lsn == Lsn(next), "seed {seed}");
+                    (next, first) = (last.0 + 1, false);
+                    thin += 1;
                 }
                 Some(receiver::Event::Heard(_)) => {}
                 Some(receiver::Event::Lost(_)) => assert!(receiver.is_closed()),
@@ -526,6 +536,6 @@ fn any_frames_in_any_order() {
             }
         }
     }
-    let counts = [jumped, appended, acked, asked];
+    let counts = [jumped, appended, thin, acked, asked];
     assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
 }

@@ -28,13 +28,14 @@ use crate::log::ship::Headers;
 use crate::log::{self, Draft};
 use crate::overlay::{Content, Overlay, gaps};
 use crate::peer::{Jump, Needs, Welcome};
-use crate::read::{Plan, Wait, is_zero};
+use crate::read::{Plan, Wait};
+use crate::seeds::{PIECE_BYTES, zero_runs};
 use crate::state::{Lost, Role};
 use crate::types::{Extent, Lsn, Mono, NodeId, Now, Position, VolumeId};
 use std::collections::{BTreeSet, VecDeque};
 
-/// Bytes of a copy: what is read at once.
-const COPY_BYTES: u64 = 256 << 10;
+/// Bytes of a copy: what is read at once. Copies begin and end at its multiples, as seeds do.
+const COPY_BYTES: u64 = PIECE_BYTES;
 /// Bytes that are searched for holes at once.
 const LOOK_BYTES: u64 = 64 << 20;
 /// Bytes of copies that are not acknowledged yet.
@@ -136,7 +137,7 @@ pub struct Copy {
     volume: VolumeId,
     extent: Extent,
     plan: Plan,
-    /// The most bytes of one record.
+    /// The most bytes of one record, a power of two: a copy ends at a multiple.
     most: u64,
     /// Whether holes are copied, too.
     holes: bool,
@@ -174,7 +175,7 @@ fn read_copy(
         let zero = holes.then_some((hole, Content::Zero { no_hole: false }));
         return Ok((hole, zero.into_iter().collect()));
     }
-    let len = first.map_or(extent.len, |stretch| stretch.len).min(most);
+    let len = first.map_or(extent.len, |stretch| stretch.len).min(most - extent.offset % most);
     let extent = Extent::new(extent.offset, len);
     let mut contents = Vec::new();
     let mut at = extent.offset;
@@ -199,21 +200,6 @@ fn read_copy(
         }
     }
     Ok((extent, contents))
-}
-
-/// The bytes of a part in runs of whole blocks that hold nothing but zeros, and of others.
-fn zero_runs(part: Extent, bytes: &[u8]) -> Vec<(Extent, bool)> {
-    let mut runs: Vec<(Extent, bool)> = Vec::new();
-    let mut at = part.offset;
-    for block in bytes.chunks(BLOCK_BYTES as usize) {
-        let (len, zero) = (block.len() as u64, is_zero(block));
-        match runs.last_mut() {
-            Some((run, same)) if *same == zero => run.len += len,
-            _ => runs.push((Extent::new(at, len), zero)),
-        }
-        at += len;
-    }
-    runs
 }
 
 impl super::Follower {
@@ -647,20 +633,24 @@ impl Node {
         room >= COPY_RESERVE_SEGMENTS * limits.segment_bytes
     }
 
+    /// The most bytes of a copy's records: the pieces that volumes are cut into, in a log of these limits.
+    #[must_use]
+    pub fn copy_piece_bytes(&self) -> u64 {
+        let fits = self.config.limits.log.segment_bytes - (SEGMENT_HEADER_BYTES + HEADER_BYTES) as u64;
+        1 << COPY_BYTES.min(fits).min(self.copy_window()).max(BLOCK_BYTES).ilog2()
+    }
+
     /// The next copy to read, or the end of a span.
     pub(crate) fn poll_copy(&mut self, now: Now) -> Option<Job> {
         if self.state.role != Role::Primary || !self.copy_is_due(now) {
             return None;
         }
-        let limits = self.config.limits.log;
         if !self.has_room_to_copy() {
             self.work.copy_at = now.mono.plus_ms(GUEST_MS);
             return None;
         }
-        let fits = limits.segment_bytes - (SEGMENT_HEADER_BYTES + HEADER_BYTES) as u64;
         let window = self.copy_window();
-        let most = COPY_BYTES.min(fits).min(window);
-        let most = (most - most % BLOCK_BYTES).max(BLOCK_BYTES);
+        let most = self.copy_piece_bytes();
         let names: Vec<String> = self.followers.keys().cloned().collect();
         for replica in names {
             let follower = &self.followers[&replica];

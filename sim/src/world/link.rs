@@ -3,9 +3,11 @@
 //! A primary dials each replica of its configuration; a replica lets a new session take over from an older one
 //! with its welcome, and from then on appends nothing more of the older one.
 
+use super::seed::Shipped;
 use super::{Ev, Result, World};
 use crate::clock::{Span, Time};
 use crate::net::{Close, ConnId, End, Event, Host, What};
+use bytes::Bytes;
 use engine::log::ship::{ReadError, Stretch};
 use engine::peer::TakesBack;
 use engine::peer::{Batch, Hello, Jump, Rebuff};
@@ -56,7 +58,7 @@ impl Dial {
 /// The replica's end of a link.
 pub(super) struct Incoming {
     peer: usize,
-    receiver: Receiver,
+    pub(super) receiver: Receiver,
     inbox: VecDeque<Frame>,
     hello: Option<(Hello, TakesBack)>,
     /// Told to leave records out.
@@ -65,6 +67,8 @@ pub(super) struct Incoming {
     epoch: Option<Epoch>,
     /// The last of the node's asks that this session has sent.
     asked: u64,
+    /// A copy that its replica was given.
+    pub(super) shipped: Option<Shipped>,
 }
 
 impl super::machine::Live {
@@ -80,6 +84,11 @@ fn size_of(frame: &Frame) -> u64 {
         Frame::Batch(batch) => batch.len() as u64 + 24,
         Frame::Hello(_) | Frame::Welcome(_) | Frame::Rebuff(_) => 300,
         Frame::Needs(needs) => needs.lacks.len() as u64 * 20 + 24,
+        Frame::Held(held) => held.len() as u64 * 36 + 16,
+        Frame::Thin(thin) => {
+            let rest: usize = thin.bytes.iter().map(Bytes::len).sum();
+            (rest + thin.left_out.len() * 36 + 28) as u64
+        }
         Frame::Ack(_) | Frame::Heartbeat(_) | Frame::Jump(_) | Frame::Ask(_) => 32,
     }
 }
@@ -103,6 +112,7 @@ impl World {
                     jump: None,
                     epoch: None,
                     asked: 0,
+                    shipped: None,
                 };
                 live.incoming.insert(conn, incoming);
             }
@@ -457,6 +467,7 @@ impl World {
                     }
                     receiver::Event::Jump(jump) => incoming.jump = Some(jump),
                     receiver::Event::Append(batch) => self.append(machine, conn, batch)?,
+                    receiver::Event::AppendThin(thin) => self.append_thin(machine, conn, thin)?,
                     receiver::Event::Heard(heartbeat) => {
                         if incoming.epoch.is_some() {
                             live.node.heard(now, heartbeat.durable);
@@ -550,6 +561,7 @@ impl World {
                     );
                 }
                 self.count("welcomed", 1);
+                self.offer_seed(machine, conn, &hello);
                 self.trace(machine, "welcome", &[("from", peer as u64), ("lsn", welcome.durable.lsn.0)]);
                 if branched {
                     let last = was.1.lsn;
@@ -624,7 +636,7 @@ impl World {
         Ok(true)
     }
 
-    fn append(&mut self, machine: usize, conn: ConnId, batch: Batch) -> Result {
+    pub(super) fn append(&mut self, machine: usize, conn: ConnId, batch: Batch) -> Result {
         let at = self.now();
         let now = self.machines[machine].clock.now(at);
         let Some(live) = &mut self.machines[machine].live else { return Ok(()) };

@@ -27,6 +27,7 @@ mod machine;
 mod mistakes;
 mod operator;
 mod reconsider;
+mod seed;
 
 use crate::clock::{NodeClock, Queue, Span, Time};
 use crate::disk::Disk;

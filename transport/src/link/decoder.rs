@@ -8,10 +8,12 @@
 //! - Once it has failed it stays failed: behind a bad frame no boundary is known.
 
 use super::frame::{
-    BATCH_PREFIX_BYTES, Error, Frame, HEADER_BYTES, Header, Kind, MAX_CONTROL_BYTES, check_batch,
+    BATCH_PREFIX_BYTES, Error, Frame, HEADER_BYTES, Header, Kind, LEFT_OUT_BYTES, MAX_CONTROL_BYTES,
+    THIN_PREFIX_BYTES, check_batch, check_thin, decode_left_out,
 };
 use bytes::{Buf, Bytes, BytesMut};
 use engine::peer::Batch;
+use engine::seeds::Thin;
 use engine::types::Lsn;
 use std::collections::VecDeque;
 
@@ -113,7 +115,8 @@ impl Decoder {
                     let mut bytes = [0; HEADER_BYTES];
                     self.take_into(&mut bytes);
                     let header = Header::decode(bytes)?;
-                    if header.kind == Some(Kind::Batch) && self.accept == Accept::Control {
+                    if matches!(header.kind, Some(Kind::Batch | Kind::Thin)) && self.accept == Accept::Control
+                    {
                         return Err(Error::EarlyBatch);
                     }
                     *self.header.insert(header)
@@ -138,11 +141,14 @@ impl Decoder {
     }
 
     fn body(&mut self, kind: Kind, len: usize) -> Result<Frame, Error> {
-        if kind != Kind::Batch {
+        if !matches!(kind, Kind::Batch | Kind::Thin) {
             assert!(len <= MAX_CONTROL_BYTES, "header limits let {len} bytes pass");
             let mut body = vec![0; len];
             self.take_into(&mut body);
             return Frame::decode_control(kind, &body);
+        }
+        if kind == Kind::Thin {
+            return self.thin(len);
         }
         let Some(len) = len.checked_sub(BATCH_PREFIX_BYTES) else { return Err(Error::Malformed(kind)) };
         let mut prefix = [0; BATCH_PREFIX_BYTES];
@@ -153,6 +159,29 @@ impl Decoder {
         let mut bytes = Vec::new();
         self.take_pieces(len, |piece| bytes.push(piece));
         Ok(Frame::Batch(Batch { first, last, bytes }))
+    }
+
+    fn thin(&mut self, len: usize) -> Result<Frame, Error> {
+        let malformed = Error::Malformed(Kind::Thin);
+        let Some(len) = len.checked_sub(THIN_PREFIX_BYTES) else { return Err(malformed) };
+        let mut prefix = [0; THIN_PREFIX_BYTES];
+        self.take_into(&mut prefix);
+        let mut prefix = &prefix[..];
+        let (first, last) = (Lsn(prefix.get_u64_le()), Lsn(prefix.get_u64_le()));
+        let listed = prefix.get_u32_le() as usize;
+        let rest = listed.checked_mul(LEFT_OUT_BYTES).and_then(|list| len.checked_sub(list));
+        let rest = rest.ok_or(malformed)?;
+        let mut left_out = Vec::with_capacity(listed);
+        for _ in 0..listed {
+            let mut part = [0; LEFT_OUT_BYTES];
+            self.take_into(&mut part);
+            left_out.push(decode_left_out(&part));
+        }
+        let mut bytes = Vec::new();
+        self.take_pieces(rest, |piece| bytes.push(piece));
+        let thin = Thin { first, last, left_out, bytes };
+        check_thin(&thin)?;
+        Ok(Frame::Thin(thin))
     }
 
     /// Fills `out` from the front; the caller has checked that there is enough.

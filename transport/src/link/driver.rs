@@ -8,14 +8,16 @@ use super::frame::Heartbeat;
 use super::sender::Want;
 use super::session::{Reason, Violation};
 use super::tls::{self, NodeName};
+use bytes::Bytes;
 use engine::peer::{Ask, Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
+use engine::seeds::Held;
 use engine::types::{GroupId, Lsn, Mono, Now, Position, Timestamp};
 use quinn::VarInt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::Instant;
 
 /// One group's log on its primary, for one or more replicas.
@@ -139,6 +141,22 @@ pub trait Sink: Send + Sync + 'static {
     /// Nothing was appended; the refusal goes to the peer, and the session ends.
     fn append(&self, group: &GroupId, batch: Batch) -> Result<(), Rebuff>;
 
+    /// What this node's seeds hold of the group's volumes, told bit by bit; `None` if it has none, or needs none. Called
+    /// after a welcome to a primary that can make use of it. Never an empty list, nor one of more than
+    /// [`HELD_PER_FRAME`](super::frame::HELD_PER_FRAME).
+    fn seeds(&self, _group: &GroupId) -> Option<mpsc::Receiver<Vec<Held>>> {
+        None
+    }
+
+    /// Reads what a seed was said to hold *(blocking)*. The link checks that it does.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was appended, and the session ends. This seed is not to be told of in the next one.
+    fn read_seed(&self, _group: &GroupId, _held: &Held) -> std::io::Result<Bytes> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
     /// Where the group stands, from now on; called after a welcome. Dropping the sending half ends the session.
     fn standing(&self, group: &GroupId) -> watch::Receiver<Standing>;
 
@@ -245,6 +263,9 @@ pub enum End {
     /// The certificate no longer gives a right to the group.
     #[error("the peer has no right to this group any more")]
     NotAllowed,
+    /// What was left out for this node's seed cannot be put back from it.
+    #[error("a seed cannot be used: {0}")]
+    Seed(std::io::Error),
     /// A newer session of the same group took over.
     #[error("a newer connection took over")]
     Replaced,
@@ -285,7 +306,9 @@ impl Code {
             End::Session(Reason::Violation(_)) => Code::Violation,
             End::Session(Reason::Silent { .. } | Reason::Opening { .. }) | End::Slow(_) => Code::Timeout,
             End::Session(Reason::Rebuffed) | End::Rebuffed(_) => Code::Rebuffed,
-            End::Session(Reason::Unsendable(_)) | End::Fault(_) | End::OwnerGone => Code::Failed,
+            End::Session(Reason::Unsendable(_)) | End::Fault(_) | End::Seed(_) | End::OwnerGone => {
+                Code::Failed
+            }
             End::Replaced => Code::Replaced,
             End::NotAllowed | End::Identity(_) => Code::NotAllowed,
             End::Connection(_)

@@ -12,9 +12,11 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use engine::digest::Digest;
 use engine::peer::{Ask, Batch, Hello, Jump, Lack, Needs, Rebuff, Welcome};
-use engine::types::{Lsn, Position, Timestamp};
+use engine::seeds::{Held, PIECE_BYTES, Thin};
+use engine::types::{Extent, Lsn, Position, Timestamp, VolumeId};
 
 /// Length of the header in front of each body.
 pub const HEADER_BYTES: usize = 8;
@@ -34,6 +36,15 @@ pub const MAX_BATCH_BYTES: usize = (32 << 20) + (4 << 10);
 
 /// The most extents in one frame of needs; longer needs come in several frames, all but the last of them full.
 pub const LACKS_PER_FRAME: usize = 2_048;
+
+/// The most runs of blocks in one frame of what seeds hold.
+pub const HELD_PER_FRAME: usize = 1_024;
+
+/// Length of the two LSNs and the count at the head of a thin batch's body.
+pub const THIN_PREFIX_BYTES: usize = 20;
+
+/// Length of what a thin batch says of each part that was left out.
+pub const LEFT_OUT_BYTES: usize = 36;
 
 /// The bit of a kind that says: who does not know this kind skips the frame and goes on.
 pub const IGNORABLE: u8 = 0x80;
@@ -67,11 +78,15 @@ pub enum Kind {
     Jump = 8,
     /// [`Frame::Ask`].
     Ask = 9,
+    /// [`Frame::Held`].
+    Held = 10,
+    /// [`Frame::Thin`].
+    Thin = 11,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Rebuff,
@@ -81,6 +96,8 @@ impl Kind {
         Kind::Needs,
         Kind::Jump,
         Kind::Ask,
+        Kind::Held,
+        Kind::Thin,
     ];
 
     /// The kind of that number, if this version knows it.
@@ -142,6 +159,10 @@ pub enum Frame {
     Jump(Jump),
     /// Replica to primary, after the welcome.
     Ask(Ask),
+    /// Replica to primary, after the welcome: what its seeds hold.
+    Held(Vec<Held>),
+    /// Primary to replica, in the place of a batch: what the replica said it holds is left out.
+    Thin(Thin),
 }
 
 /// Why bytes are no frame, or a message fits no frame.
@@ -196,6 +217,8 @@ impl Frame {
             Frame::Needs(_) => Kind::Needs,
             Frame::Jump(_) => Kind::Jump,
             Frame::Ask(_) => Kind::Ask,
+            Frame::Held(_) => Kind::Held,
+            Frame::Thin(_) => Kind::Thin,
         }
     }
 
@@ -224,6 +247,10 @@ impl Frame {
                 check_ask(body)?;
                 control(Kind::Ask, body, out)
             }
+            Frame::Held(held) => {
+                check_held(held)?;
+                control(Kind::Held, held, out)
+            }
             Frame::Batch(batch) => {
                 let len = batch.len();
                 check_batch(batch.first, batch.last, len)?;
@@ -233,6 +260,26 @@ impl Frame {
                 head.put_u64_le(batch.last.0);
                 out.push(head.freeze());
                 out.extend(batch.bytes.iter().filter(|piece| !piece.is_empty()).cloned());
+                Ok(())
+            }
+            Frame::Thin(thin) => {
+                check_thin(thin)?;
+                let rest: usize = thin.bytes.iter().map(Bytes::len).sum();
+                let prefix = THIN_PREFIX_BYTES + thin.left_out.len() * LEFT_OUT_BYTES;
+                let mut head = BytesMut::with_capacity(HEADER_BYTES + prefix);
+                put_header(Kind::Thin, prefix + rest, &mut head);
+                head.put_u64_le(thin.first.0);
+                head.put_u64_le(thin.last.0);
+                head.put_u32_le(thin.left_out.len() as u32);
+                for (at, Held { volume, extent, digest }) in &thin.left_out {
+                    head.put_u32_le(*at);
+                    head.put_u32_le(volume.0);
+                    head.put_u64_le(extent.offset);
+                    head.put_u32_le(u32::try_from(extent.len).expect("checked"));
+                    head.put_slice(&digest.0);
+                }
+                out.push(head.freeze());
+                out.extend(thin.bytes.iter().filter(|piece| !piece.is_empty()).cloned());
                 Ok(())
             }
         }
@@ -262,9 +309,23 @@ impl Frame {
                 check_ask(&ask)?;
                 Ok(Frame::Ask(ask))
             }
-            Kind::Batch => Err(Error::Malformed(kind)),
+            Kind::Held => {
+                let held: Vec<Held> = parse(kind, body)?;
+                check_held(&held)?;
+                Ok(Frame::Held(held))
+            }
+            Kind::Batch | Kind::Thin => Err(Error::Malformed(kind)),
         }
     }
+}
+
+/// What a thin batch's list says of one part that was left out.
+pub(super) fn decode_left_out(mut bytes: &[u8]) -> (u32, Held) {
+    let (at, volume) = (bytes.get_u32_le(), VolumeId(bytes.get_u32_le()));
+    let extent = Extent::new(bytes.get_u64_le(), u64::from(bytes.get_u32_le()));
+    let mut digest = Digest([0; 16]);
+    bytes.copy_to_slice(&mut digest.0);
+    (at, Held { volume, extent, digest })
 }
 
 /// The checked header of a frame.
@@ -296,6 +357,8 @@ impl Header {
         }
         let limit = match kind {
             Some(Kind::Batch) => BATCH_PREFIX_BYTES + MAX_BATCH_BYTES,
+            // What is left out is longer than the words for it.
+            Some(Kind::Thin) => THIN_PREFIX_BYTES + MAX_BATCH_BYTES,
             _ => MAX_CONTROL_BYTES,
         };
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
@@ -316,6 +379,24 @@ pub(super) fn check_batch(first: Lsn, last: Lsn, len: usize) -> Result<(), Error
         return Err(Error::BadRange { first, last, len });
     }
     Ok(())
+}
+
+/// What holds for every thin batch, likewise: with what was left out it is a batch.
+pub(super) fn check_thin(thin: &Thin) -> Result<(), Error> {
+    let sound = |held: &Held| is_held(held) && held.extent.len > LEFT_OUT_BYTES as u64;
+    let listed = !thin.left_out.is_empty() && thin.left_out.iter().all(|(_, held)| sound(held));
+    let len = thin.whole_len().filter(|_| listed).ok_or(Error::Malformed(Kind::Thin))?;
+    check_batch(thin.first, thin.last, len)
+}
+
+/// Who holds nothing says nothing.
+fn check_held(held: &[Held]) -> Result<(), Error> {
+    let sound = !held.is_empty() && held.len() <= HELD_PER_FRAME && held.iter().all(is_held);
+    sound.then_some(()).ok_or(Error::Malformed(Kind::Held))
+}
+
+fn is_held(held: &Held) -> bool {
+    (1..=PIECE_BYTES).contains(&held.extent.len) && held.extent.checked_end().is_some()
 }
 
 fn check_name(name: &str) -> Result<(), Error> {

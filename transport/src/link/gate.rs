@@ -11,6 +11,7 @@
 use super::driver::{End, LinkState, Sink, Turn};
 use super::tls::NodeName;
 use engine::peer::{Batch, Hello, Jump, Needs, Rebuff, TakesBack, Welcome};
+use engine::seeds::Thin;
 use engine::types::GroupId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -55,6 +56,7 @@ pub(super) struct Peer {
 #[derive(Debug)]
 pub(super) enum Received {
     Batch(Batch),
+    Thin(Thin),
     Jump(Jump),
 }
 
@@ -68,6 +70,8 @@ pub(super) enum Refused {
     Replaced,
     /// The sink's answer.
     Rebuff(Rebuff),
+    /// A seed does not hold what this node said it holds.
+    Seed(std::io::Error),
 }
 
 /// One session's right to append.
@@ -126,6 +130,10 @@ impl<S: Sink> Session<S> {
                 }
                 let taken = match received {
                     Received::Batch(batch) => self.sink.append(&self.group, batch),
+                    Received::Thin(thin) => {
+                        let filled = thin.fill(|held| self.sink.read_seed(&self.group, held));
+                        self.sink.append(&self.group, filled.map_err(Refused::Seed)?)
+                    }
                     Received::Jump(jump) => self.sink.jump(&self.group, jump),
                 };
                 taken.map_err(Refused::Rebuff)?;

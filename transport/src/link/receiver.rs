@@ -21,9 +21,10 @@
 use super::decoder::Accept;
 use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer};
 use super::session::{
-    Config, FEATURES, MAX_ASKS, MINOR, Reason, SCRUBS, SPANS, Timer, Timers, Violation, offered,
+    Config, FEATURES, MAX_ASKS, MINOR, Reason, SCRUBS, SEEDS, SPANS, Timer, Timers, Violation, offered,
 };
 use engine::peer::{Ask, Batch, Hello, Jump, Lack, MAX_LACKS, Needs, Rebuff, TakesBack, Welcome};
+use engine::seeds::{Held, Thin};
 use engine::types::{Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
@@ -40,6 +41,8 @@ pub enum Event {
     Jump(Jump),
     /// Records to append, right behind those before.
     Append(Batch),
+    /// Likewise, once what was left out of them has been put back from this node's seeds.
+    AppendThin(Thin),
     /// A sign of life from the primary.
     Heard(Heartbeat),
     /// The last event: the session is over.
@@ -77,6 +80,8 @@ pub struct Receiver {
     answers: VecDeque<Frame>,
     /// What waits to be asked.
     asks: VecDeque<Ask>,
+    /// What waits to be told of this node's seeds.
+    held: Option<Vec<Held>>,
     heartbeat: Option<Heartbeat>,
     /// The newest durable position that was not yet sent.
     ack: Option<Position>,
@@ -111,6 +116,7 @@ impl Receiver {
             features: 0,
             answers: VecDeque::new(),
             asks: VecDeque::new(),
+            held: None,
             heartbeat: None,
             ack: None,
             received: Lsn::ZERO,
@@ -137,7 +143,16 @@ impl Receiver {
                 self.features = features;
                 self.events.push_back(Event::Hello(hello, offered(features)));
             }
-            (State::Streaming, Frame::Batch(batch)) => self.batch(batch),
+            (State::Streaming, Frame::Batch(batch)) => {
+                let (first, last, len) = (batch.first, batch.last, batch.len());
+                self.records(first, last, len, Event::Append(batch));
+            }
+            (State::Streaming, Frame::Thin(thin)) => match thin.whole_len() {
+                Some(len) if self.features & SEEDS != 0 => {
+                    self.records(thin.first, thin.last, len, Event::AppendThin(thin));
+                }
+                _ => self.violated(Violation::NotInForce { frame: kind }),
+            },
             (State::Streaming, Frame::Jump(jump)) => self.jump(jump),
             (State::Streaming, Frame::Heartbeat(heartbeat)) => {
                 self.events.push_back(Event::Heard(heartbeat));
@@ -220,6 +235,20 @@ impl Receiver {
         }
     }
 
+    /// Whether the primary would make use of what this node's seeds hold, and there is room to say more of it.
+    #[must_use]
+    pub fn wants_held(&self) -> bool {
+        self.state == State::Streaming && self.features & SEEDS != 0 && self.held.is_none()
+    }
+
+    /// Tells what this node's seeds hold: at most [`HELD_PER_FRAME`](super::frame::HELD_PER_FRAME) runs, and never
+    /// none. Ignored unless [`Receiver::wants_held`].
+    pub fn handle_held(&mut self, held: Vec<Held>) {
+        if self.wants_held() {
+            self.held = Some(held);
+        }
+    }
+
     /// The position up to which this node's log is durable. Acknowledged if it is news about records of this
     /// session; a position above what was received is not this session's affair (a promotion here appends, too)
     /// and is not acknowledged. Nor is one that a jump has left out; its end is, once it is on record here.
@@ -275,6 +304,7 @@ impl Receiver {
             .or_else(|| self.asks.pop_front().map(Frame::Ask))
             .or_else(|| self.ack.take().map(Frame::Ack))
             .or_else(|| self.heartbeat.take().map(Frame::Heartbeat))
+            .or_else(|| self.held.take().map(Frame::Held))
     }
 
     /// The next event.
@@ -313,17 +343,18 @@ impl Receiver {
         self.unsettled_bytes
     }
 
-    fn batch(&mut self, batch: Batch) {
+    /// Records came, of so many bytes with what was left out.
+    fn records(&mut self, first: Lsn, last: Lsn, len: usize, append: Event) {
         let expected = self.received.next();
-        if batch.first != expected {
-            return self.violated(Violation::Gap { expected, first: batch.first });
+        if first != expected {
+            return self.violated(Violation::Gap { expected, first });
         }
-        let len = batch.len() + BATCH_OVERHEAD_BYTES;
-        self.received = batch.last;
+        let len = len + BATCH_OVERHEAD_BYTES;
+        self.received = last;
         self.jump_from = None;
         self.unsettled_bytes += len;
-        self.unsettled.push_back((batch.last, len));
-        self.events.push_back(Event::Append(batch));
+        self.unsettled.push_back((last, len));
+        self.events.push_back(append);
         if !self.wants_input() {
             // The primary's heartbeats wait behind what this side does not read, so its silence means nothing
             // now. QUIC's own idle timeout still notices a dead network.
@@ -359,11 +390,14 @@ impl Receiver {
         self.timers = Timers::default();
         self.answers.clear();
         self.asks.clear();
+        self.held = None;
         self.heartbeat = None;
         self.ack = None;
         self.unsettled.clear();
         self.unsettled_bytes = 0;
-        self.events.retain(|event| !matches!(event, Event::Append(_) | Event::Jump(_)));
+        let is_dropped =
+            |event: &Event| matches!(event, Event::Append(_) | Event::AppendThin(_) | Event::Jump(_));
+        self.events.retain(|event| !is_dropped(event));
         self.events.push_back(Event::Lost(reason));
     }
 }

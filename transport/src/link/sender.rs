@@ -16,10 +16,13 @@
 //! It does not judge the replica's history: the engine does, between [`Event::Welcomed`] and
 //! [`Sender::handle_attached`]. It does not read the log: [`Sender::poll_want`] says what is wanted next.
 
-use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer, check_batch};
-use super::session::{Config, MAX_ASKS, MINOR, Reason, SCRUBS, SPANS, Timer, Timers, Violation, offer};
+use super::frame::{Acceptance, Frame, Heartbeat, Kind, LACKS_PER_FRAME, Offer, check_batch, check_thin};
+use super::session::{
+    Config, MAX_ASKS, MINOR, Reason, SCRUBS, SEEDS, SPANS, Timer, Timers, Violation, offer,
+};
 use engine::peer::{Ask, Batch, Hello, Jump, MAX_LACKS, Needs, Rebuff, TakesBack, Welcome};
-use engine::types::{Epoch, Lsn, Mono, Now, Position};
+use engine::seeds::Known;
+use engine::types::{Epoch, GroupId, Lsn, Mono, Now, Position};
 use std::collections::VecDeque;
 
 /// What the driver has to know or do.
@@ -77,12 +80,15 @@ pub struct Sender {
     timers: Timers,
     /// Frames ahead of any batch.
     control: VecDeque<Frame>,
-    /// The one batch that waits to be transmitted: no second one is wanted before it has gone.
-    outgoing: Option<Batch>,
+    /// The one batch that waits to be transmitted, whole or thin: no second one is wanted before it has gone.
+    outgoing: Option<Frame>,
     /// Batches handed to [`Sender::poll_transmit`]'s caller or waiting for it: last LSN and length.
     in_flight: VecDeque<(Lsn, usize)>,
     in_flight_bytes: usize,
+    group: GroupId,
     epoch: Epoch,
+    /// What the replica's seeds hold, as far as copies have not passed it.
+    seeds: Known,
     /// The features offered, then those in force.
     features: u64,
     /// What the replica lacks, as far as it was told before the welcome.
@@ -110,7 +116,7 @@ impl Sender {
         timers.set(Timer::Opening, now.mono.plus_ms(config.opening_ms));
         let durable = hello.durable.lsn;
         let epoch = hello.history.last().map_or(Epoch(0), |reign| reign.epoch);
-        let features = offer(takes_back);
+        let (features, group) = (offer(takes_back), hello.group);
         let offer = Offer { minor: MINOR, features, hello };
         Sender {
             config,
@@ -120,7 +126,9 @@ impl Sender {
             outgoing: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            group,
             epoch,
+            seeds: Known::default(),
             features,
             needs: None,
             asks: Vec::new(),
@@ -150,6 +158,10 @@ impl Sender {
             (State::Attaching | State::Streaming, Frame::Heartbeat(heartbeat)) => {
                 self.events.push_back(Event::Heard(heartbeat));
             }
+            (State::Attaching | State::Streaming, Frame::Held(held)) => match self.features & SEEDS {
+                0 => self.violated(Violation::NotInForce { frame: kind }),
+                _ => self.seeds.add(&held),
+            },
             (State::Attaching | State::Streaming, Frame::Ask(_)) if self.features & SPANS == 0 => {
                 self.violated(Violation::NotInForce { frame: kind });
             }
@@ -243,7 +255,8 @@ impl Sender {
         self.sent = batch.last;
         self.in_flight_bytes += len;
         self.in_flight.push_back((batch.last, len));
-        self.outgoing = Some(batch);
+        let thin = self.seeds.thin(self.group, &batch).filter(|thin| check_thin(thin).is_ok());
+        self.outgoing = Some(thin.map_or(Frame::Batch(batch), Frame::Thin));
     }
 
     /// Time has passed.
@@ -279,7 +292,7 @@ impl Sender {
 
     /// The next frame to send.
     pub fn poll_transmit(&mut self) -> Option<Frame> {
-        self.control.pop_front().or_else(|| self.outgoing.take().map(Frame::Batch))
+        self.control.pop_front().or_else(|| self.outgoing.take())
     }
 
     /// The next event.
@@ -293,7 +306,7 @@ impl Sender {
         self.state == State::Closed
     }
 
-    /// Bytes of records sent and not acknowledged.
+    /// Bytes of records sent and not acknowledged, with those that were left out.
     #[must_use]
     pub fn in_flight_bytes(&self) -> usize {
         self.in_flight_bytes
@@ -393,6 +406,7 @@ impl Sender {
         self.control.clear();
         self.needs = None;
         self.asks.clear();
+        self.seeds = Known::default();
         self.outgoing = None;
         self.in_flight.clear();
         self.in_flight_bytes = 0;

@@ -19,11 +19,12 @@ use super::session::{Config as SessionConfig, Reason};
 use super::tls::{NodeName, Side};
 use super::wire::{Reader, Writer};
 use engine::peer::{Hello, Rebuff, TakesBack};
+use engine::seeds::Held;
 use engine::types::Now;
 use quinn::VarInt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -232,6 +233,7 @@ impl<S: Sink> Connection<S> {
         let mut writer = Writer::new(stream_out);
         let mut name = None;
         let mut place: Option<Place<S>> = None;
+        let mut seeds = None;
         let mut waiting: Vec<Received> = Vec::new();
         let mut job: Option<Job<Done<S>>> = None;
         loop {
@@ -266,6 +268,7 @@ impl<S: Sink> Connection<S> {
                     }
                     Event::Jump(jump) => waiting.push(Received::Jump(jump)),
                     Event::Append(batch) => waiting.push(Received::Batch(batch)),
+                    Event::AppendThin(thin) => waiting.push(Received::Thin(thin)),
                     Event::Heard(heartbeat) => {
                         if let Some(place) = &place {
                             let group = place.session.group();
@@ -298,13 +301,12 @@ impl<S: Sink> Connection<S> {
                     match done {
                         Ok(Done::Judged(Ok((needs, welcome, session)))) => {
                             count(&self.shared.counters.welcomed);
-                            place = Some(Place {
-                                standing: self.shared.sink.standing(&session.group()),
-                                session,
-                                asked: 0,
-                            });
                             connection.set_receive_window(VarInt::from_u32(self.shared.config.quic.receive_window_bytes));
                             receiver.handle_verdict(clock.now(), Ok((needs, welcome)));
+                            let group = session.group();
+                            seeds = receiver.wants_held().then(|| self.shared.sink.seeds(&group)).flatten();
+                            let standing = self.shared.sink.standing(&group);
+                            place = Some(Place { standing, session, asked: 0 });
                             reader.accept(receiver.accepts());
                             Ok(())
                         }
@@ -318,11 +320,16 @@ impl<S: Sink> Connection<S> {
                             Ok(())
                         }
                         Ok(Done::Appended(Err(Refused::Replaced))) => Err(End::Replaced),
+                        Ok(Done::Appended(Err(Refused::Seed(error)))) => Err(End::Seed(error)),
                         Err(end) => Err(end),
                     }
                 }
                 () = changed(&mut self.trust) => self.recheck(connection, peer, name.as_deref()),
                 end = moved(&mut place) => end,
+                held = told(&mut seeds), if receiver.wants_held() => {
+                    held.into_iter().for_each(|held| receiver.handle_held(held));
+                    Ok(())
+                }
                 error = connection.closed() => Err(error.into()),
                 flushed = writer.flush(), if !writer.is_idle() => flushed,
                 filled = reader.fill(), if receiver.wants_input() => {
@@ -410,6 +417,16 @@ async fn moved<S: Sink>(place: &mut Option<Place<S>>) -> Result<(), End> {
         () = place.session.replaced() => Err(End::Replaced),
         changed = place.standing.changed() => changed.map_err(|_| End::OwnerGone),
     }
+}
+
+/// Waits for more of what this node's seeds hold.
+async fn told(seeds: &mut Option<mpsc::Receiver<Vec<Held>>>) -> Option<Vec<Held>> {
+    let Some(telling) = seeds else { return std::future::pending().await };
+    let held = telling.recv().await;
+    if held.is_none() {
+        *seeds = None;
+    }
+    held
 }
 
 /// Takes what has been read, as far as the session wants it.

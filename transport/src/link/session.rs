@@ -21,8 +21,11 @@ pub const TAKES_BACK: u64 = 1 << 1;
 /// ([`Ask::Checked`](engine::peer::Ask::Checked)). It counts only beside [`SPANS`].
 pub const SCRUBS: u64 = 1 << 2;
 
+/// Feature: both sides know of seeds, the frames Held and Thin. It counts only beside [`SPANS`].
+pub const SEEDS: u64 = 1 << 3;
+
 /// The optional features that this code can use, a bit for each.
-pub const FEATURES: u64 = SPANS | TAKES_BACK | SCRUBS;
+pub const FEATURES: u64 = SPANS | TAKES_BACK | SCRUBS | SEEDS;
 
 /// The most asks that wait to be sent, or to be heard once the session has attached. What comes on top is
 /// dropped: an ask is a wish, and whoever has it sees what comes of it.
@@ -31,8 +34,8 @@ pub const MAX_ASKS: usize = 64;
 /// The features that a primary offers.
 pub(super) fn offer(takes_back: TakesBack) -> u64 {
     match takes_back {
-        TakesBack::No => SPANS | SCRUBS,
-        TakesBack::Yes => SPANS | TAKES_BACK | SCRUBS,
+        TakesBack::No => SPANS | SCRUBS | SEEDS,
+        TakesBack::Yes => FEATURES,
     }
 }
 

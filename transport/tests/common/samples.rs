@@ -1,8 +1,10 @@
 //! One message of each kind, with every field different from zero and from its neighbours.
 
 use bytes::Bytes;
+use engine::digest::Digest;
 use engine::log::chain::Tip;
 use engine::peer::{Ask, Batch, Hello, Jump, Lack, Needs, Rebuff, Welcome};
+use engine::seeds::{Held, Thin};
 use engine::types::{
     Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, NodeId, Position, Reign, Timestamp, VolumeId,
 };
@@ -54,6 +56,21 @@ pub fn lack(volume: u32, offset: u64, len: u64) -> Lack {
     Lack { volume: VolumeId(volume), extent: Extent::new(offset, len) }
 }
 
+pub fn held(volume: u32, offset: u64, len: u64) -> Held {
+    let digest = Digest(std::array::from_fn(|at| 0xD0 | at as u8));
+    Held { volume: VolumeId(volume), extent: Extent::new(offset, len), digest }
+}
+
+/// Two records from `first` on, of which two parts were left out.
+pub fn thin(first: u64) -> Thin {
+    Thin {
+        first: Lsn(first),
+        last: Lsn(first + 1),
+        left_out: vec![(7, held(3, 0x5_0000_1000, 0x2000)), (0x2009, held(4, 0x4_0000, 0x1000))],
+        bytes: vec![Bytes::from_static(b"what was not left out")],
+    }
+}
+
 /// So many extents, each different.
 pub fn lacks(count: usize) -> Vec<Lack> {
     (0..count as u64).map(|at| lack(1 + (at % 5) as u32, at << 16, 4_096 + at)).collect()
@@ -94,5 +111,7 @@ pub fn frames() -> Vec<(&'static str, Frame)> {
         ("jump", Frame::Jump(jump(77, 90))),
         ("ask-handover", Frame::Ask(Ask::Handover)),
         ("ask-repair", Frame::Ask(Ask::Repair(lack(3, 0x1000, 0x2000)))),
+        ("held", Frame::Held(vec![held(3, 0x5_0000_1000, 0x2000), held(4, 0x4_0000, 0x4_0000)])),
+        ("thin", Frame::Thin(thin(78))),
     ]
 }
