@@ -130,10 +130,14 @@ impl Two {
     }
 
     fn write(&mut self, index: usize, parts: [u8; 4]) {
+        self.try_to_write(index, parts).expect("written");
+    }
+
+    fn try_to_write(&mut self, index: usize, parts: [u8; 4]) -> Step {
         for (part, byte) in parts.into_iter().enumerate() {
-            self.nodes[index].write(A, (part * PART) as u64, &[byte; PART]).expect("written");
+            self.nodes[index].write(A, (part * PART) as u64, &[byte; PART]).map_err(words)?;
         }
-        self.nodes[index].flush().expect("flushed");
+        self.nodes[index].flush().map_err(words)
     }
 
     /// Whether a node has failed.
@@ -319,7 +323,7 @@ impl Story {
         assert!(fired || done.is_ok(), "{story}: nothing failed, but {done:?}");
         assert_eq!(faulty.resyncs(), 0, "{story}: a file was synced again after its sync had failed");
         faulty.disarm();
-        if two.is_well(self.victim).is_err() || nth % 3 == 0 {
+        if two.is_well(self.victim).is_err() || nth.is_multiple_of(3) {
             let disk = two.disks[self.victim].clone();
             let left = match nth % 2 {
                 0 => disk.killed(),
@@ -591,6 +595,36 @@ fn w18_a_round_of_verification() {
             two.follow(EAST)
         },
         check: |two, story| two.shows(WEST, [1, 2, 3, 4], story),
+    };
+    story.tell();
+}
+
+#[test]
+fn w17_a_branch_is_dropped() {
+    let story = Story {
+        name: "dropping a branch",
+        begins: || {
+            let mut two = Two::promoted();
+            let west = &mut two.nodes[WEST];
+            let now = west.now();
+            west.node.commit(now).expect("committed");
+            two
+        },
+        victim: WEST,
+        step: |two| {
+            let west = &mut two.nodes[WEST];
+            let now = west.now();
+            if let Some(branch) = west.node.branches().first() {
+                west.node.drop_branch(now, branch).map_err(words)?;
+            }
+            two.try_to_write(WEST, [6, 2, 6, 5])?;
+            two.nodes[WEST].work();
+            two.is_well(WEST)
+        },
+        check: |two, story| {
+            assert!(two.nodes[WEST].node.branches().is_empty(), "{story}");
+            two.shows(WEST, [6, 2, 6, 5], story);
+        },
     };
     story.tell();
 }
