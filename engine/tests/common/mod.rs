@@ -9,6 +9,7 @@
 )]
 
 pub mod crash;
+pub mod line;
 pub mod listen;
 pub mod logs;
 pub mod story;
