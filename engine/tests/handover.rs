@@ -3,15 +3,20 @@
 mod common;
 
 use bytes::Bytes;
+use common::crash::CrashDisk;
 use common::{A, Driven, TempDir, primary_config, replica_config, replicate};
+use engine::faulty::{Call, Effect, Errno, Fault, Faulty, Lasting};
 use engine::guest::{Op, Refusal, Request};
+use engine::log::ship::Stretch;
 use engine::node::config::Config;
 use engine::node::handover::{HandoverError, PATIENCE_MS};
 use engine::node::primary::Submitted;
 use engine::node::promote::PromoteError;
+use engine::node::work::Lane;
 use engine::peer::{Rebuff, TakesBack};
 use engine::state::Role;
 use engine::types::{Epoch, NodeId};
+use std::sync::Arc;
 
 /// East, the primary, and west, whole and in acknowledged possession of everything.
 struct Two {
@@ -198,6 +203,106 @@ fn who_may_not_ask_is_told() {
     let mut unborn = Driven::open(dir.storage(), config).expect("a new replica");
     let now = unborn.now();
     assert_eq!(unborn.node.ask_for_group(now), Err(HandoverError::NotWhole));
+}
+
+/// A replica whose disk was put back to an older state is no heir, whatever it had acknowledged; its primary goes on, and
+/// sends it again what it has lost.
+#[test]
+fn r04_an_heir_that_has_lost_records() {
+    let [east, west] = [CrashDisk::new(), CrashDisk::new()];
+    let mut east = Driven::open(east.storage(), primary_config("orders")).expect("a new group");
+    let mut old = Driven::open(west.storage(), west_config()).expect("a new replica");
+    east.write(A, 0, &[1; 512]).expect("there is room");
+    east.flush().expect("a flush");
+    replicate(&mut east, &mut old);
+    let older = west.killed();
+    east.write(A, 0, &[2; 512]).expect("there is room");
+    east.flush().expect("a flush");
+    replicate(&mut east, &mut old);
+    east.node.link_changed("west", true);
+    let now = old.now();
+    old.node.ask_for_group(now).expect("it is whole");
+    let (_, ask) = old.node.asks()[0];
+    let now = east.now();
+    east.node.asked(now, "west", ask);
+    assert_eq!(east.node.role(), Role::Fenced);
+
+    let mut west = Driven::open(older.storage(), west_config()).expect("it opens");
+    let (hello, now) = (east.node.hello().expect("it offers"), west.now());
+    assert_eq!(west.node.accept(now, &hello, TakesBack::No), Err(Rebuff::Failed));
+    assert_eq!((west.node.role(), west.node.failed()), (Role::Replica, None), "nothing was changed");
+    // While a job is out nothing is decided.
+    let at = east.node.durable().lsn;
+    east.now.mono.0 += 10_000_000_000;
+    let mut lanes = [Lane::Apply, Lane::Bulk].into_iter();
+    let job = lanes.find_map(|lane| east.node.poll_job(east.now, lane)).expect("it keeps its disks");
+    let early = east.node.promote(east.now, at, Epoch(3));
+    assert!(matches!(early, Err(PromoteError::Busy)), "{early:?}");
+    let (done, now) = (job.run(), east.now());
+    east.node.finish(now, done);
+    east.node.promote(now, at, Epoch(3)).expect("it goes on");
+    east.node.link_changed("west", false);
+    replicate(&mut east, &mut west);
+    assert_eq!(west.node.durable(), east.node.durable());
+    let alarm = &east.node.report(east.now).replicas[0].alarm;
+    assert!(alarm.as_ref().is_some_and(|alarm| alarm.contains("lost records")), "{alarm:?}");
+}
+
+/// Who has failed gives nothing, asks for nothing and takes nothing, until it is started again.
+#[test]
+fn who_has_failed_takes_no_part() {
+    let disks = [CrashDisk::new(), CrashDisk::new()];
+    let faulty = [0, 1].map(|index: usize| Faulty::new(disks[index].storage()));
+    let mut east = Driven::open(Arc::new(faulty[0].clone()), primary_config("orders")).expect("a new group");
+    let mut west = Driven::open(Arc::new(faulty[1].clone()), west_config()).expect("a new replica");
+    east.write(A, 0, &[1; 512]).expect("there is room");
+    east.flush().expect("a flush");
+    replicate(&mut east, &mut west);
+    east.node.link_changed("west", true);
+    let fault = Fault {
+        call: Some(Call::Sync),
+        nth: 1,
+        errno: Errno::Io,
+        effect: Effect::Nothing,
+        lasting: Lasting::Once,
+    };
+
+    // The replica, at its next record.
+    let next = west.node.durable().lsn.next();
+    east.write(A, 0, &[2; 512]).expect("there is room");
+    east.flush().expect("a flush");
+    let Stretch::Ready(batch) = east.node.records_from(next, 4096) else { panic!("it is in memory") };
+    faulty[1].arm(fault);
+    let now = west.now();
+    west.node.append(now, batch.clone()).expect("it follows");
+    west.sync();
+    assert!(west.node.failed().is_some(), "a failed sync is final");
+    let now = west.now();
+    assert!(matches!(west.node.ask_for_group(now), Err(HandoverError::Failed(_))));
+    assert_eq!(west.node.append(now, batch), Err(Rebuff::Failed));
+    let hello = east.node.hello().expect("it is primary");
+    assert_eq!(west.node.accept(now, &hello, TakesBack::No), Err(Rebuff::Failed));
+    assert!(west.node.promote(now, next, Epoch(2)).is_err());
+
+    let left = disks[1].killed();
+    let mut west = Driven::open(left.storage(), west_config()).expect("it opens again");
+    east.node.link_changed("west", false);
+    replicate(&mut east, &mut west);
+    east.node.link_changed("west", true);
+    let now = west.now();
+    west.node.ask_for_group(now).expect("it is whole");
+    let (_, ask) = west.node.asks()[0];
+
+    // The old primary, as it writes down that it gives the group away.
+    faulty[0].arm(fault);
+    let now = east.now();
+    east.node.asked(now, "west", ask);
+    assert!(east.node.failed().is_some() && east.node.role() == Role::Fenced, "it serves no more");
+    assert!(east.node.hello().is_none(), "and offers nothing that may not be on record");
+    assert!(east.write(A, 0, &[3; 512]).is_err());
+    let at = east.node.durable().lsn;
+    let again = east.node.promote(now, at, east.node.next_epoch());
+    assert!(again.is_err(), "{again:?}");
 }
 
 /// Two nodes were promoted to one epoch at one point; the one that was left out becomes the other's replica, and its

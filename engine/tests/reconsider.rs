@@ -3,168 +3,17 @@
 mod common;
 
 use common::crash::CrashDisk;
+use common::line::{
+    CatchingUp, Reference, caught_up, check_branches, check_line, end_of, promoted, state_at, survey,
+};
 use common::{A, B, Driven, Random, VOLUME_BYTES, primary_config, replica_config, replicate};
-use engine::io::Storage;
+use engine::faulty::{Call, Effect, Errno, Fault, Faulty, Lasting};
 use engine::node::branch_states::BranchStates;
 use engine::node::promote::PromoteError;
 use engine::node::reconsider::Target;
-use engine::state::Branch;
-use engine::types::{Epoch, Extent, Lsn, VolumeId};
-use std::collections::BTreeMap;
+use engine::node::work::Lane;
+use engine::types::{Epoch, Lsn, NodeId, Reign};
 use std::sync::Arc;
-
-/// What a guest wrote.
-#[derive(Clone, Copy, Debug)]
-struct Write {
-    lsn: Lsn,
-    volume: VolumeId,
-    offset: u64,
-    len: u64,
-    byte: u8,
-}
-
-/// All that was ever written on the way to a record.
-type Line = Vec<Write>;
-
-fn state_at(line: &Line, volume: VolumeId, at: Lsn) -> Vec<u8> {
-    let mut bytes = vec![0; VOLUME_BYTES as usize];
-    for write in line.iter().filter(|write| write.volume == volume && write.lsn <= at) {
-        bytes[write.offset as usize..(write.offset + write.len) as usize].fill(write.byte);
-    }
-    bytes
-}
-
-/// The writes of the line that a node is on, and of what it left.
-#[derive(Clone, Default)]
-struct Reference {
-    line: Line,
-    /// By epoch and last record.
-    left: BTreeMap<(Epoch, Lsn), Line>,
-}
-
-impl Reference {
-    fn write_some(&mut self, node: &mut Driven, random: &mut Random, count: u64) {
-        for _ in 0..count {
-            let volume = if random.below(3) == 0 { B } else { A };
-            let len = 512 * (1 + random.below(16));
-            let offset = 512 * random.below((VOLUME_BYTES - len) / 512);
-            let byte = 1 + random.below(255) as u8;
-            node.write(volume, offset, &vec![byte; len as usize]).expect("written");
-            let lsn = node.node.log().tip().lsn;
-            self.line.push(Write { lsn, volume, offset, len, byte });
-        }
-        node.flush().expect("flushed");
-    }
-
-    /// The line that a branch is the end of.
-    fn of(&self, branch: &Branch) -> &Line {
-        &self.left[&(branch.epoch, branch.last)]
-    }
-
-    /// Moves the line; `was` is where and when it ended.
-    fn go(&mut self, was: (Epoch, Lsn), to: Line, at: Lsn) {
-        let left = std::mem::replace(&mut self.line, to);
-        self.left.insert(was, left);
-        self.line.retain(|write| write.lsn <= at);
-    }
-}
-
-fn end_of(node: &Driven) -> (Epoch, Lsn) {
-    let tip = node.node.log().tip();
-    (tip.epoch, tip.lsn)
-}
-
-fn check_line(node: &mut Driven, reference: &Reference) {
-    let end = node.node.log().tip().lsn;
-    for volume in [A, B] {
-        assert!(node.node.failed().is_none(), "{:?}", node.node.failed());
-        let now = node.read(volume, 0, VOLUME_BYTES).expect("read");
-        assert!(now == state_at(&reference.line, volume, end), "volume {volume} at LSN {end}");
-    }
-    let window = node.node.window().expect("points are kept");
-    let middle = Lsn((window.horizon.0 + window.latest.0) / 2);
-    for at in [window.horizon.max(Lsn(3)), middle.max(Lsn(3)), window.latest] {
-        for volume in [A, B] {
-            let bytes = node.read_point(volume, at);
-            assert!(bytes == state_at(&reference.line, volume, at), "volume {volume} at the point {at}");
-        }
-    }
-}
-
-/// The states of a branch, if the point at which it left the line is kept.
-fn survey(node: &Driven, branch: &Branch) -> Option<BranchStates> {
-    node.node.check_start(branch.after).ok()?;
-    Some(node.node.survey_branch(branch).run().expect("all of a branch can be read"))
-}
-
-fn read_branch(node: &mut Driven, states: &BranchStates, volume: VolumeId, at: Lsn) -> Vec<u8> {
-    let after = states.branch().after.lsn;
-    node.node.pin(after).expect("it is a point");
-    let plan = node.node.plan_branch(states, volume, at, Extent::new(0, VOLUME_BYTES));
-    let bytes = plan.expect("the volume is there").read_all().expect("read").to_vec();
-    node.node.unpin(after);
-    bytes
-}
-
-fn check_branches(node: &mut Driven, reference: &Reference) -> usize {
-    let mut read = 0;
-    for branch in node.node.branches() {
-        let line = reference.of(&branch);
-        let mut writes = line.iter().filter(|write| write.lsn > branch.after.lsn);
-        let covered = node.node.read_branch(&branch).run(|header| {
-            if header.kind.changes_bytes() {
-                let write = writes.next().expect("no more than was written");
-                assert_eq!((header.lsn, header.volume), (write.lsn, write.volume), "{branch:?}");
-            }
-        });
-        assert_eq!(covered.expect("read"), branch.last, "{branch:?}");
-        assert!(writes.next().is_none(), "all of what was written is on {branch:?}");
-        let Some(states) = survey(node, &branch) else { continue };
-        for at in
-            [branch.after.lsn.next(), Lsn((branch.after.lsn.0 + branch.last.0).div_ceil(2)), branch.last]
-        {
-            for volume in [A, B] {
-                let bytes = read_branch(node, &states, volume, at);
-                assert!(bytes == state_at(line, volume, at), "volume {volume} at LSN {at} of {branch:?}");
-            }
-            // What the branch itself wrote, on top of where it left.
-            let mut bytes = state_at(line, A, branch.after.lsn);
-            let plan = states.plan_written(A, at, Extent::new(0, VOLUME_BYTES)).expect("its own");
-            let (written, mut offset) = (plan.read_all().expect("read"), 0);
-            for stretch in plan.status().expect("read") {
-                let range = offset..offset + stretch.len as usize;
-                if !stretch.hole {
-                    bytes[range.clone()].copy_from_slice(&written[range]);
-                }
-                offset += stretch.len as usize;
-            }
-            assert_eq!(offset as u64, VOLUME_BYTES, "the status is of all of it");
-            assert!(bytes == state_at(line, A, at), "what {branch:?} wrote up to LSN {at}");
-        }
-        read += 1;
-    }
-    read
-}
-
-/// A replica of what a primary wrote, promoted in the middle of it.
-fn promoted(storage: Arc<dyn Storage>, random: &mut Random) -> (Driven, Reference) {
-    let east = CrashDisk::new();
-    let mut primary = Driven::open(east.storage(), primary_config("group")).expect("opened");
-    let mut node = Driven::open(storage, replica_config("group")).expect("opened");
-    let mut reference = Reference::default();
-    for _ in 0..3 {
-        reference.write_some(&mut primary, random, 15);
-        replicate(&mut primary, &mut node);
-    }
-    let was = end_of(&node);
-    let first = reference.line[5].lsn.0;
-    let at = Lsn(first + random.below(was.1.0 - first));
-    let now = node.now();
-    node.node.promote(now, at, Epoch(2)).expect("promoted");
-    let line = reference.line.clone();
-    reference.go(was, line, at);
-    (node, reference)
-}
 
 /// One move to somewhere; the reference behind it.
 fn choose(
@@ -337,6 +186,25 @@ fn a_promotion_at_the_very_beginning_is_moved() {
 }
 
 #[test]
+fn a_promotion_behind_a_span_is_moved() {
+    let CatchingUp { mut node, mut reference, before, within, .. } = caught_up();
+    let (was, at) = (end_of(&node), node.node.durable().lsn);
+    let now = node.now();
+    node.node.promote(now, at, Epoch(2)).expect("promoted");
+    let line = reference.line.clone();
+    reference.go(was, line, at);
+    let (now, epoch) = (node.now(), node.node.next_epoch());
+    let refused = node.node.reconsider(now, Target::Line(within), epoch);
+    assert!(matches!(refused, Err(PromoteError::Coarse(_))), "{refused:?}");
+
+    let was = end_of(&node);
+    node.node.reconsider(now, Target::Line(before), epoch).expect("moved");
+    let line = reference.line.clone();
+    reference.go(was, line, before);
+    check_line(&mut node, &reference);
+}
+
+#[test]
 fn what_cannot_be_moved_is_refused() {
     let mut random = Random(77);
     let (mut node, mut reference) = promoted(CrashDisk::new().storage(), &mut random);
@@ -368,4 +236,47 @@ fn what_cannot_be_moved_is_refused() {
     let now = replica.now();
     let replica = replica.node.reconsider(now, Target::Line(Lsn(2)), Epoch(1));
     assert!(matches!(replica, Err(PromoteError::NotPromoted)), "{replica:?}");
+}
+
+/// While a job is out nothing is moved; an old primary moves nothing.
+#[test]
+fn who_cannot_move_a_promotion_now() {
+    let mut random = Random(91);
+    let (mut node, mut reference) = promoted(CrashDisk::new().storage(), &mut random);
+    reference.write_some(&mut node, &mut random, 3);
+    node.write(A, 0, &[1; 512]).expect("written");
+    node.now.mono.0 += 1_000_000_000;
+    let job = node.node.poll_job(node.now, Lane::Sync).expect("it is due");
+    let (now, epoch) = (node.now(), node.node.next_epoch());
+    let line = node.node.state().uncommitted.expect("it is not committed");
+    let busy = node.node.reconsider(now, Target::Line(line), epoch);
+    assert!(matches!(busy, Err(PromoteError::Busy)), "{busy:?}");
+    assert!(node.node.poll_job(now, Lane::Apply).is_none(), "nothing is begun meanwhile");
+    let (done, now) = (job.run(), node.now());
+    node.node.finish(now, done);
+
+    let newer = Reign { epoch: Epoch(3), branch: node.node.durable(), node: NodeId([9; 16]) };
+    let mut by = node.node.history().to_vec();
+    by.push(newer);
+    let now = node.now();
+    node.node.fence(now, &by);
+    let fenced = node.node.reconsider(now, Target::Line(line), Epoch(4));
+    assert!(matches!(fenced, Err(PromoteError::Fenced { by: Epoch(3) })), "{fenced:?}");
+}
+
+/// A failed disk is asked for nothing more.
+#[test]
+fn who_has_failed_moves_nothing() {
+    let faulty = Faulty::new(CrashDisk::new().storage());
+    let (mut node, _) = promoted(Arc::new(faulty.clone()), &mut Random(101));
+    let (at, epoch) = (node.node.state().uncommitted.expect("it is not committed"), node.node.next_epoch());
+    let (errno, effect, lasting) = (Errno::Io, Effect::Nothing, Lasting::Once);
+    faulty.arm(Fault { call: Some(Call::Sync), nth: 1, errno, effect, lasting });
+    let now = node.now();
+    let failed = node.node.reconsider(now, Target::Line(at), epoch);
+    assert!(matches!(failed, Err(PromoteError::Failed(_))), "{failed:?}");
+    let calls = faulty.total();
+    let again = node.node.reconsider(now, Target::Line(at), epoch);
+    assert!(matches!(again, Err(PromoteError::Failed(_))), "{again:?}");
+    assert_eq!(faulty.total(), calls, "the disk was not asked again");
 }

@@ -1,4 +1,7 @@
 //! Listens to what the engine and the sessions log: an event of level ERROR fails a run.
+//!
+//! What they tell an operator (INFO and above) is put into words as well, though nobody reads them here: a line that
+//! cannot be written would end a process just when somebody needs to know.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,11 +37,11 @@ impl Visit for Words {
 
 impl Subscriber for Watch {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() == Level::ERROR
+        *metadata.level() <= Level::INFO
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
-        Some(tracing::level_filters::LevelFilter::ERROR)
+        Some(tracing::level_filters::LevelFilter::INFO)
     }
 
     fn new_span(&self, _span: &Attributes<'_>) -> Id {
@@ -52,6 +55,9 @@ impl Subscriber for Watch {
     fn event(&self, event: &Event<'_>) {
         let mut words = Words(format!("{}: ", event.metadata().target()));
         event.record(&mut words);
+        if *event.metadata().level() != Level::ERROR {
+            return;
+        }
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).push(words.0);
     }
 

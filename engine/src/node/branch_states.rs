@@ -91,7 +91,11 @@ impl BranchSurvey {
         let (mut reigns, mut times) = (Vec::new(), Vec::<(Timestamp, Lsn)>::new());
         let (mut last, mut leaves_none_out) = (branch.after.lsn, true);
         let files = reader.map(|header, place, body| {
-            leaves_none_out &= header.lsn == last.next();
+            if header.lsn > last.next() {
+                // Its log has jumped over what lies between: no state of that can be told.
+                leaves_none_out = false;
+                coarse::leave_out(&mut coarse, last, header.lsn.prev());
+            }
             last = header.lsn;
             if times.last().is_none_or(|&(time, _)| time < header.time) {
                 times.push((header.time, header.lsn));
@@ -220,20 +224,11 @@ impl BranchStates {
             let from = match piece.source {
                 Origin::Base => From::Memory(Content::Zero { no_hole: false }),
                 Origin::Zero => From::Memory(Content::Zero { no_hole: true }),
-                payload => self.from(payload)?,
+                Origin::Payload(place) => From::Record(self.files.in_record(place)?),
             };
             Some((piece.extent, from))
         });
         Some(Plan::new(extent, parts.collect::<Option<_>>()?))
-    }
-
-    /// Where the branch's own bytes are.
-    fn from(&self, origin: Origin) -> Option<From> {
-        match origin {
-            Origin::Zero => Some(From::Memory(Content::Zero { no_hole: false })),
-            Origin::Payload(place) => self.files.in_record(place).map(From::Record),
-            Origin::Base => None,
-        }
     }
 }
 
@@ -281,13 +276,15 @@ impl Node {
         let is_older = self.volumes_at(after).contains(&id);
         let mut parts = Vec::new();
         for piece in states.index.resolve(id, at, extent).ok()? {
-            match piece.source {
-                Origin::Base if is_older => parts.extend(self.plan_at(id, after, piece.extent)?.into_parts()),
-                Origin::Base => {
-                    parts.push((piece.extent, From::Memory(Content::Zero { no_hole: false })));
+            let from = match piece.source {
+                Origin::Base if is_older => {
+                    parts.extend(self.plan_at(id, after, piece.extent)?.into_parts());
+                    continue;
                 }
-                own => parts.push((piece.extent, states.from(own)?)),
-            }
+                Origin::Base | Origin::Zero => From::Memory(Content::Zero { no_hole: false }),
+                Origin::Payload(place) => From::Record(states.files.in_record(place)?),
+            };
+            parts.push((piece.extent, from));
         }
         Some(Plan::new(extent, parts))
     }

@@ -35,6 +35,18 @@ pub(super) fn await_data(coarse: &mut Vec<Coarse>, header: &Header, volumes: usi
     limit(coarse);
 }
 
+/// Takes note of a jump over the records behind `after`, up to `to`: a span makes up for them.
+pub(super) fn leave_out(coarse: &mut Vec<Coarse>, after: Lsn, to: Lsn) {
+    match coarse.last_mut().filter(|last| last.to.is_none()) {
+        Some(open) => open.begun = to.next(),
+        None => {
+            // Before its first record a replica has nothing that anybody could want.
+            let from = if after == Lsn::ZERO { after } else { after.next() };
+            coarse.push(Coarse { from, begun: to.next(), to: None });
+        }
+    }
+}
+
 fn limit(coarse: &mut Vec<Coarse>) {
     if coarse.len() > MAX_COARSE {
         let first = coarse.remove(0);
@@ -157,14 +169,7 @@ impl Node {
         }
         let gap = Gap { after: at, to: jump.to };
         let mut coarse = self.coarse.clone();
-        match coarse.last_mut().filter(|last| last.to.is_none()) {
-            Some(open) => open.begun = jump.to.lsn.next(),
-            None => {
-                // Before its first record a replica has nothing that anybody could want.
-                let from = if at.lsn == Lsn::ZERO { at.lsn } else { at.lsn.next() };
-                coarse.push(Coarse { from, begun: jump.to.lsn.next(), to: None });
-            }
-        }
+        leave_out(&mut coarse, at.lsn, jump.to.lsn);
         let recorded = self.update_state(now, |state| {
             state.gaps.push(gap);
             state.coarse = coarse.clone();

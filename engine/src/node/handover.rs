@@ -190,11 +190,9 @@ impl Node {
         if reign.node != self.config.node || self.state.role != Role::Replica || !self.is_born() {
             return Rebuff::NotYet;
         }
-        let at = match self.settle_at_rest(now) {
-            Ok(at) => at,
-            Err(rebuff) => return rebuff,
-        };
-        // A disk that has lost records since it acknowledged them.
+        // A disk that has lost records since it acknowledged them ends elsewhere. What is here is synced before anything
+        // is decided.
+        let at = self.log.tip().position();
         if at != reign.branch || self.state.history != hello.history[..hello.history.len() - 1] {
             tracing::warn!(group = %self.config.name, %reign.branch.lsn, here = %at.lsn, "the group cannot be taken over");
             return Rebuff::Failed;

@@ -33,8 +33,8 @@ impl Node {
     /// # Errors
     /// [`Rebuff`]: the answer to send.
     pub fn accept(&mut self, now: Now, hello: &Hello, takes_back: TakesBack) -> Result<Welcome, Rebuff> {
-        let sane = !hello.history.is_empty()
-            && hello.history.len() <= MAX_REIGNS
+        let Some(&newest) = hello.history.last() else { return Err(Rebuff::NotAllowed) };
+        let sane = hello.history.len() <= MAX_REIGNS
             && hello.history.is_sorted_by(|a, b| a.epoch < b.epoch && a.branch.lsn <= b.branch.lsn);
         if !sane || hello.name != self.config.name {
             return Err(Rebuff::NotAllowed);
@@ -42,12 +42,12 @@ impl Node {
         if self.is_born() && hello.group != self.state.group {
             return Err(Rebuff::WrongGroup);
         }
-        self.compare_epochs(now, &hello.history, takes_back)?;
+        self.compare_epochs(now, &hello.history, newest, takes_back)?;
         if self.failed.is_some() {
             return Err(Rebuff::Failed);
         }
-        if let Some(&reign) = hello.history.last().filter(|reign| reign.node != hello.node) {
-            return Err(self.take_over(now, hello, reign));
+        if newest.node != hello.node {
+            return Err(self.take_over(now, hello, newest));
         }
         if !self.is_born() {
             let adopted = self.be_born(hello.group, hello.history.clone());
@@ -67,27 +67,31 @@ impl Node {
             // A primary only ever sends what is durable there.
             return Err(Rebuff::Diverged { at: durable });
         }
-        self.stream = hello.history.last().map(|reign| reign.epoch);
+        self.stream = Some(newest.epoch);
         self.last_primary = Some(LastPrimary { heard: now.mono, durable: hello.durable.lsn });
         Ok(Welcome { node: self.config.node, durable, horizon: self.state.horizon })
     }
 
     /// Who is newer, by epochs alone; fences this node if it is the older primary.
-    fn compare_epochs(&mut self, now: Now, theirs: &[Reign], takes_back: TakesBack) -> Result<(), Rebuff> {
-        let (Some(their), seen) = (theirs.last(), self.state.epoch_seen()) else {
-            return Err(Rebuff::NotAllowed);
-        };
+    fn compare_epochs(
+        &mut self,
+        now: Now,
+        theirs: &[Reign],
+        their: Reign,
+        takes_back: TakesBack,
+    ) -> Result<(), Rebuff> {
+        let seen = self.state.epoch_seen();
         if their.epoch < seen && !planted!(AcceptOlderEpoch) {
             let fenced = self.state.fenced_by.last().is_some_and(|reign| reign.epoch == seen);
             let history = if fenced { &self.state.fenced_by } else { &self.state.history };
             return Err(Rebuff::Superseded { history: history.clone() });
         }
         if let Some(ours) = self.state.history.iter().find(|reign| reign.epoch == their.epoch)
-            && ours != their
+            && *ours != their
         {
             return Err(Rebuff::Rival { history: self.state.history.clone() });
         }
-        if self.state.role == Role::Primary && self.state.history.last() == Some(their) {
+        if self.state.role == Role::Primary && self.state.history.last() == Some(&their) {
             // The caller offers what this node has taken already.
             return Err(Rebuff::Superseded { history: self.state.history.clone() });
         }

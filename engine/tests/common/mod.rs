@@ -9,6 +9,8 @@
 )]
 
 pub mod crash;
+pub mod line;
+pub mod listen;
 pub mod logs;
 pub mod story;
 
@@ -101,6 +103,7 @@ impl Driven {
         storage: Arc<dyn Storage>,
         config: Config,
     ) -> Result<(Driven, Report), open::Error> {
+        listen::listen();
         let now = Now { mono: Mono(0), wall: Timestamp(1_700_000_000_000_000_000) };
         let (node, report) = Node::open(now, storage, config)?;
         Ok((Driven { node, now }, report))

@@ -3,12 +3,15 @@
 
 use super::{DIR, Result, World};
 use crate::disk::Dice;
+use engine::catalog::MarkKind;
 use engine::guest::{Op, Request};
 use engine::node::branches::DropError;
 use engine::node::config::{Begins, Config, NewVolume, Start};
+use engine::node::mark::MarkError;
 use engine::node::open::{self, examine};
 use engine::node::primary::Submitted;
 use engine::node::promote::{CommitError, PromoteError};
+use engine::node::reconsider::Target;
 use engine::node::{Node, points};
 use engine::peer::{Hello, Rebuff, TakesBack, Welcome};
 use engine::state::{Branch, Role};
@@ -238,6 +241,23 @@ fn order(node: &mut Node, now: Now, outcomes: &mut Outcomes) {
         outcomes.expect("asking oneself for the group", node.ask_for_group(now), |_| true);
     }
     outcomes.expect("a copy for nobody", node.allow_full_copy(NOBODY), |_| true);
+    let moved = node.reconsider(now, Target::Line(beyond), early);
+    outcomes.expect("moving a promotion in an epoch that nobody decided on", moved, |error| match role {
+        Role::Primary => matches!(error, PromoteError::Committed { .. } | PromoteError::Conflict { .. }),
+        Role::Fenced => matches!(error, PromoteError::Fenced { .. }),
+        Role::Replica => *error == PromoteError::NotPromoted,
+    });
+    let marked = node.mark(now, "two words", MarkKind::Bookmark);
+    outcomes.expect("a mark that nobody could write", marked, |error| match role {
+        Role::Primary => matches!(error, MarkError::BadName),
+        _ => matches!(error, MarkError::NotPrimary(_)),
+    });
+    let is_refused = |error: &open::Error| {
+        matches!(error, open::Error::BadVolume { .. } | open::Error::NotNow { .. } | open::Error::Busy)
+    };
+    outcomes.expect("another size of a volume that is none", node.resize(now, NOBODY, 4096), is_refused);
+    let volume = NewVolume { name: "../up".to_owned(), size: 4096, begins: Begins::Empty };
+    outcomes.expect("a name that leads elsewhere", node.add_volume(now, &volume, None), is_refused);
     let branch = Branch { epoch: early, after: node.durable(), last: beyond };
     outcomes.expect("dropping a branch that is none", node.drop_branch(now, &branch), |error| {
         *error == DropError::NotFound

@@ -1,0 +1,113 @@
+//! Marks: a name for a point, durable and replicated; and when there can be none.
+
+mod common;
+
+use common::crash::CrashDisk;
+use common::{A, Driven, primary_config, replica_config, replicate};
+use engine::catalog::{MAX_NAME_BYTES, MarkKind};
+use engine::event::{FLAG_APPLICATION, Kind};
+use engine::faulty::{Call, Effect, Errno, Fault, Faulty, Lasting};
+use engine::node::mark::MarkError;
+use engine::node::work::Lane;
+use engine::types::Epoch;
+use std::sync::Arc;
+
+fn pair() -> (Driven, Driven) {
+    let mut primary = Driven::open(CrashDisk::new().storage(), primary_config("g")).expect("opened");
+    let mut replica = Driven::open(CrashDisk::new().storage(), replica_config("g")).expect("opened");
+    primary.write(A, 0, &[1; 4096]).expect("written");
+    primary.flush().expect("flushed");
+    replicate(&mut primary, &mut replica);
+    primary.node.link_changed("west", true);
+    (primary, replica)
+}
+
+#[test]
+fn a_mark_is_a_point_on_both_sides() {
+    let (mut primary, mut replica) = pair();
+    let mut marks = Vec::new();
+    for (name, kind) in [("before-upgrade", MarkKind::Bookmark), ("nightly", MarkKind::Application)] {
+        primary.write(A, 0, &[2 + marks.len() as u8; 4096]).expect("written");
+        let now = primary.now();
+        let at = primary.node.mark(now, name, kind).expect("marked");
+        assert_eq!(primary.node.durable().lsn, at, "it is durable when it is answered");
+        marks.push((at, kind));
+    }
+    primary.write(A, 0, &[9; 4096]).expect("written");
+    primary.flush().expect("flushed");
+    replicate(&mut primary, &mut replica);
+    let (first, last) = (marks[0].0, marks[1].0);
+    let mut seen = Vec::new();
+    let headers = replica.node.log().headers(first.prev(), last, usize::MAX);
+    headers
+        .run(|header| {
+            if header.kind == Kind::Mark {
+                seen.push((header.lsn, header.flags))
+            }
+        })
+        .expect("read");
+    assert_eq!(seen, [(first, 0), (last, FLAG_APPLICATION)]);
+    for (nth, (at, _)) in marks.into_iter().enumerate() {
+        assert_eq!(replica.read_point(A, at)[..4096], [2 + nth as u8; 4096], "the state at the mark");
+    }
+}
+
+#[test]
+fn what_cannot_be_marked_is_refused() {
+    let (mut primary, mut replica) = pair();
+    let tip = primary.node.log().tip();
+    let long = "x".repeat(MAX_NAME_BYTES + 1);
+    for name in ["", "-dash", "two words", "ü", "a/b", &long] {
+        let now = primary.now();
+        let refused = primary.node.mark(now, name, MarkKind::Bookmark);
+        assert!(matches!(refused, Err(MarkError::BadName)), "{name:?}: {refused:?}");
+    }
+    let now = replica.now();
+    let refused = replica.node.mark(now, "noon", MarkKind::Bookmark);
+    assert!(matches!(refused, Err(MarkError::NotPrimary(_))), "{refused:?}");
+
+    // The caller tries again once the sync is back.
+    assert_eq!(primary.node.log().tip(), tip, "nothing was logged");
+    primary.write(A, 0, &[3; 512]).expect("written");
+    primary.now.mono.0 += 1_000_000_000;
+    let job = primary.node.poll_job(primary.now, Lane::Sync).expect("it is due");
+    let now = primary.now();
+    let refused = primary.node.mark(now, "noon", MarkKind::Bookmark);
+    assert!(matches!(refused, Err(MarkError::Busy)), "{refused:?}");
+    let (done, now) = (job.run(), primary.now());
+    primary.node.finish(now, done);
+
+    // Writes wait while the group is handed over, and so do marks.
+    let now = replica.now();
+    replica.node.ask_for_group(now).expect("it is whole");
+    let (_, ask) = replica.node.asks()[0];
+    let now = primary.now();
+    primary.node.asked(now, "west", ask);
+    assert!(primary.node.is_draining());
+    let refused = primary.node.mark(now, "noon", MarkKind::Bookmark);
+    assert!(matches!(refused, Err(MarkError::HandingOver)), "{refused:?}");
+}
+
+/// One that has failed says so, to whatever it is asked.
+#[test]
+fn who_has_failed_marks_nothing() {
+    let faulty = Faulty::new(CrashDisk::new().storage());
+    let mut primary = Driven::open(Arc::new(faulty.clone()), primary_config("g")).expect("opened");
+    faulty.arm(Fault {
+        call: Some(Call::Sync),
+        nth: 1,
+        errno: Errno::Io,
+        effect: Effect::Nothing,
+        lasting: Lasting::Once,
+    });
+    let now = primary.now();
+    let failed = primary.node.mark(now, "noon", MarkKind::Bookmark);
+    assert!(matches!(failed, Err(MarkError::Failed(_))), "{failed:?}");
+    assert!(primary.node.failed().is_some(), "a failed sync is final");
+    let calls = faulty.total();
+    let again = primary.node.mark(now, "noon", MarkKind::Bookmark);
+    assert!(matches!(again, Err(MarkError::Failed(_))), "{again:?}");
+    assert!(primary.node.resize(now, "data", 4096).is_err());
+    assert!(primary.node.promote(now, primary.node.durable().lsn, Epoch(1)).is_err());
+    assert_eq!(faulty.total(), calls, "the disk was not asked again");
+}
