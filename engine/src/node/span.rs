@@ -79,8 +79,8 @@ pub(crate) struct Lack {
     /// The record that ends the span.
     ended: Option<Lsn>,
     cursor: (VolumeId, u64),
-    /// Copies in the log that are not acknowledged yet.
-    pending: VecDeque<(Lsn, VolumeId, Extent)>,
+    /// Copies in the log that are not acknowledged yet, with the bytes that they take there.
+    pending: VecDeque<(Lsn, VolumeId, Extent, u64)>,
     pending_bytes: u64,
     copying: Option<Copying>,
 }
@@ -163,43 +163,63 @@ impl Copy {
     }
 }
 
+/// Reads up to `most` bytes of data, and the holes before and between them; how far it came.
 fn read_copy(
     plan: &Plan,
     extent: Extent,
     most: u64,
     holes: bool,
 ) -> std::io::Result<(Extent, Vec<(Extent, Content)>)> {
-    let first = plan.status()?.first().copied();
-    if let Some(stretch) = first.filter(|stretch| stretch.hole) {
-        let hole = Extent::new(extent.offset, stretch.len);
-        let zero = holes.then_some((hole, Content::Zero { no_hole: false }));
-        return Ok((hole, zero.into_iter().collect()));
-    }
-    let len = first.map_or(extent.len, |stretch| stretch.len).min(most - extent.offset % most);
-    let extent = Extent::new(extent.offset, len);
     let mut contents = Vec::new();
+    let (mut at, mut room) = (extent.offset, most);
+    'stretches: for stretch in plan.status()? {
+        let end = at + stretch.len;
+        if stretch.hole {
+            if holes {
+                contents.push((Extent::new(at, stretch.len), Content::Zero { no_hole: false }));
+            }
+            at = end;
+            continue;
+        }
+        while at < end {
+            let piece = Extent::new(at, (end - at).min(most - at % most));
+            if piece.len > room {
+                break 'stretches;
+            }
+            read_piece(plan, piece, holes, &mut contents)?;
+            (at, room) = (piece.end(), room - piece.len);
+        }
+    }
+    Ok((Extent::new(extent.offset, at - extent.offset), contents))
+}
+
+/// Reads data; blocks of zeros in it count as holes.
+fn read_piece(
+    plan: &Plan,
+    extent: Extent,
+    holes: bool,
+    contents: &mut Vec<(Extent, Content)>,
+) -> std::io::Result<()> {
     let mut at = extent.offset;
     for piece in plan.within(extent).read(Wait::Yes)? {
         let part = Extent::new(at, piece.len());
         at = part.end();
-        match piece {
-            Piece::Bytes(bytes) => {
-                for (run, is_zero) in zero_runs(part, &bytes) {
+        let runs = match &piece {
+            Piece::Bytes(bytes) => zero_runs(part, bytes),
+            Piece::Hole(_) => vec![(part, true)],
+        };
+        for (run, is_zero) in runs {
+            match &piece {
+                Piece::Bytes(bytes) if !is_zero => {
                     let from = (run.offset - part.offset) as usize;
-                    match is_zero {
-                        false => {
-                            contents.push((run, Content::Bytes(bytes.slice(from..from + run.len as usize))))
-                        }
-                        true if holes => contents.push((run, Content::Zero { no_hole: false })),
-                        true => {}
-                    }
+                    contents.push((run, Content::Bytes(bytes.slice(from..from + run.len as usize))));
                 }
+                _ if holes => contents.push((run, Content::Zero { no_hole: false })),
+                _ => {}
             }
-            Piece::Hole(_) if holes => contents.push((part, Content::Zero { no_hole: false })),
-            Piece::Hole(_) => {}
         }
     }
-    Ok((extent, contents))
+    Ok(())
 }
 
 impl super::Follower {
@@ -598,8 +618,8 @@ impl Node {
         let Some(follower) = self.followers.get_mut(replica) else { return };
         let acknowledged = follower.acknowledged;
         let Some(lack) = follower.lack.as_mut().filter(|lack| lack.joined) else { return };
-        while let Some((_, id, extent)) = lack.pending.pop_front_if(|(lsn, ..)| *lsn <= acknowledged) {
-            lack.pending_bytes -= extent.len.min(COPY_BYTES);
+        while let Some((_, id, extent, bytes)) = lack.pending.pop_front_if(|(lsn, ..)| *lsn <= acknowledged) {
+            lack.pending_bytes -= bytes;
             let size = self.volumes.get(&id).map_or(0, |volume| volume.spec.size);
             lack.extents.remove(id, extent, size);
             self.work.lacks_changed = true;
@@ -764,8 +784,11 @@ impl Node {
         let lsn = self.log.tip().lsn;
         let lack = self.lack_of(&replica);
         lack.cursor = (volume, extent.end());
-        lack.pending_bytes += extent.len.min(COPY_BYTES);
-        lack.pending.push_back((lsn, volume, extent));
+        // A hole takes nothing, and yet there is a bound to how many are on their way.
+        let bytes: u64 = appended.iter().map(|record| record.header.record_len() as u64).sum();
+        let bytes = bytes.max(BLOCK_BYTES);
+        lack.pending_bytes += bytes;
+        lack.pending.push_back((lsn, volume, extent, bytes));
         // It may be acknowledged already, if it needed no record.
         self.copies_acknowledged(&replica);
         self.settle();
