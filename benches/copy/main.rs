@@ -12,6 +12,9 @@
 //! | `sparse` | a hundred gibibytes, of which 64 MiB are data, in a thousand places |
 //!
 //! All over loopback; the others send in the clear. A copy is over when its target has synced it.
+//!
+//! And what a guest of the disk feels of it (`guest`): 4 KiB at a random place and a flush, 200 times a second, before
+//! the copy and while it goes on.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -29,6 +32,7 @@ use std::time::{Duration, Instant};
 use support::node::{GROUP, Pair, Volume};
 use support::random::Random;
 use support::{Scratch, tool, wait_until};
+use transport::nbd::client::{Address, Client};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 const PLACES: u64 = 1024;
@@ -81,6 +85,72 @@ fn main() {
     }
     println!();
     table.print();
+    if options.wants_row("guest") {
+        let rounds: Vec<[[f64; 2]; 3]> = (0..options.rounds).map(|_| guest(&options.dir)).collect();
+        let of = |when: usize, which: usize| {
+            median(&rounds.iter().map(|round| round[when][which]).collect::<Vec<_>>())
+        };
+        let mut table =
+            Table::new(["a guest's write and flush, microseconds", "before", "while copied", "ratio"]);
+        for (which, name) in ["p50", "p99"].iter().enumerate() {
+            let (before, during) = (of(0, which), of(1, which));
+            let ratio = format!("{:.2}", during / before);
+            table.row([(*name).to_owned(), format!("{before:.0}"), format!("{during:.0}"), ratio]);
+        }
+        println!();
+        table.print();
+        println!("copied at {:.0} MiB/s meanwhile", of(2, 0));
+    }
+}
+
+/// Median and 99th percentile of a guest's latency in microseconds, before a copy and while it goes on; and how fast that
+/// went, in MiB a second.
+fn guest(dir: &Path) -> [[f64; 2]; 3] {
+    const DISK_BYTES: u64 = 2 * GIB;
+    let scratch = Scratch::under(dir);
+    let sockets = Scratch::new();
+    // Another machine has a disk of its own; here it is memory.
+    let elsewhere = Scratch::under(Path::new("/dev/shm"));
+    std::os::unix::fs::symlink(elsewhere.path(), scratch.join("west")).expect("a link");
+    let image = scratch.join("disk");
+    written_file(&image, DISK_BYTES);
+    let mut pair = Pair::init_symmetric(scratch.path(), &[Volume::new("small", MIB)]);
+    pair.east.put_sockets(&sockets.join("e"));
+    pair.west.put_sockets(&sockets.join("w"));
+    pair.east.start();
+    // Protected, while there is nobody to copy to.
+    let mut protect = pair.east.command(["protect", GROUP, "old", "--no-wait", "--backing"]);
+    tool::check(protect.arg(&image));
+    sync_filesystem(dir);
+    let address = Address::Unix(pair.east.nbd_socket());
+    let mut client = Client::connect(&address, &format!("{GROUP}/old"), PATIENCE).expect("it is served");
+    let mut random = Random::new(9);
+    let mut block = vec![0; 4096];
+    let mut write = |goes_on: &mut dyn FnMut(usize) -> bool| {
+        let mut took = Vec::new();
+        while goes_on(took.len()) {
+            random.fill(&mut block);
+            let at = random.below(DISK_BYTES / 4096) * 4096;
+            let start = Instant::now();
+            client.write(at, &block).expect("it is written");
+            client.flush().expect("it is durable");
+            let passed = start.elapsed();
+            took.push(passed.as_secs_f64() * 1e6);
+            std::thread::sleep(Duration::from_millis(5).saturating_sub(passed));
+        }
+        took.sort_by(f64::total_cmp);
+        [took[took.len() / 2], took[took.len() * 99 / 100]]
+    };
+    let before = write(&mut |count| count < 1_000);
+    pair.west.start();
+    wait_until("the copy begins", PATIENCE, || !pair.east.group()["replicas"][0]["catching_up"].is_null());
+    let start = Instant::now();
+    let during = write(&mut |count| {
+        // Asked now and then only, for it takes the daemon's time.
+        count % 100 != 99 || !pair.east.group()["replicas"][0]["catching_up"].is_null()
+    });
+    let mib_s = (DISK_BYTES / MIB) as f64 / start.elapsed().as_secs_f64();
+    [before, during, [mib_s, 0.0]]
 }
 
 /// Data in places all over the disk.

@@ -11,8 +11,9 @@
 //! - The log is not given up before what it holds for the replica is noted, durably ([`crate::lacks`]).
 //! - A replica counts as a second copy for [`AckPolicy::Replica`](super::config::AckPolicy::Replica) only while it
 //!   lacks nothing.
-//! - Copies are paced by the replica's acknowledgements, by the room in the log, and by the guests: they use at most
-//!   half of the time while there are any.
+//! - Copies are paced by the replica's acknowledgements, by the room in the log, and by the guests: while there are any,
+//!   one copy at a time waits for the log's sync, so that a flush waits for little else than its own, and copies take
+//!   at most half of the time.
 
 use super::config::OnFull;
 use super::report::{CatchUp, Lacking};
@@ -642,7 +643,28 @@ impl Node {
         let ready = |follower: &super::Follower| {
             follower.connected && follower.lack.as_ref().is_some_and(|lack| lack.is_ready(window))
         };
-        now.mono >= self.work.copy_at && self.followers.values().any(ready)
+        !self.copy_waits(now) && now.mono >= self.work.copy_at && self.followers.values().any(ready)
+    }
+
+    /// Whether the next copy waits for the log's sync.
+    pub(super) fn copy_waits(&self, now: Now) -> bool {
+        self.work.unsynced_copy.is_some() && self.has_guests(now)
+    }
+
+    /// Whether guests asked for something lately.
+    fn has_guests(&self, now: Now) -> bool {
+        now.mono.ms_since(self.work.guest_at) < GUEST_MS
+    }
+
+    /// A sync has ended. Beside guests, a copy takes half of the time at most, the log's sync with it.
+    pub(super) fn copies_synced(&mut self, now: Now) {
+        let durable = self.log.durable().lsn;
+        if let Some((_, begun)) = self.work.unsynced_copy.take_if(|(lsn, _)| *lsn <= durable)
+            && self.has_guests(now)
+        {
+            let took = now.mono.0.saturating_sub(begun.0);
+            self.work.copy_at = self.work.copy_at.max(Mono(now.mono.0 + took));
+        }
     }
 
     /// Whether the log has room for copies beside what guests write.
@@ -732,9 +754,8 @@ impl Node {
         if self.state.role != Role::Primary || self.failed.is_some() {
             return;
         }
-        let busy = now.mono.ms_since(self.work.guest_at) < GUEST_MS;
         let took = now.mono.0.saturating_sub(copying.begun.0);
-        self.work.copy_at = if busy { Mono(now.mono.0 + took) } else { now.mono };
+        self.work.copy_at = if self.has_guests(now) { Mono(now.mono.0 + took) } else { now.mono };
         let contents = match result {
             Ok(contents) => contents,
             Err(error) => {
@@ -766,8 +787,9 @@ impl Node {
             true => (Vec::new(), None),
             false => self.log.append(now.wall, self.state.epoch(), &drafts),
         };
-        if !appended.is_empty() {
+        if let Some(record) = appended.last() {
             self.appended(now);
+            self.work.unsynced_copy = Some((record.header.lsn, copying.begun));
         }
         for record in &appended {
             self.work.unsynced_bytes += record.header.record_len() as u64;

@@ -86,6 +86,8 @@ pub(crate) struct Work {
     pub(crate) guest_at: Mono,
     /// No copy is read before this.
     pub(crate) copy_at: Mono,
+    /// The newest copy in the log that no sync covers, and when it was begun: a guest's flush would wait for it.
+    pub(crate) unsynced_copy: Option<(Lsn, Mono)>,
     copying: bool,
     /// What replicas lack is not what is on record.
     pub(crate) lacks_changed: bool,
@@ -113,6 +115,7 @@ impl Work {
             rests_until: Mono(0),
             guest_at: Mono(0),
             copy_at: Mono(0),
+            unsynced_copy: None,
             copying: false,
             lacks_changed: false,
             lacks_file: 0,
@@ -418,6 +421,7 @@ impl Node {
             || self.state.role == Role::Replica
             || self.work.frozen_at.is_some_and(|at| at > self.log.durable().lsn)
             || self.ships() && self.work.unsynced_bytes >= limits.ship_delay_bytes
+            || self.copy_waits(now)
             || now.mono >= since.plus_ms(self.sync_delay_ms())
     }
 
@@ -455,6 +459,7 @@ impl Node {
                         } else {
                             self.unsynced_since.get_or_insert(now.mono);
                         }
+                        self.copies_synced(now);
                         self.settle();
                         self.settle_divergence();
                     }
