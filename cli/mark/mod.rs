@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`guard`] | the thaw, by a process that outlives whoever asked for it |
+//! | [`hooks`] | the scripts that come with it |
 //!
 //! The order for a point that is consistent for the applications:
 //!
@@ -26,6 +27,7 @@
 //! | `LANDFALL_TIMEOUT` | whole seconds that the script has; when those of the one before are over, no mark is taken any more |
 
 pub(crate) mod guard;
+pub(crate) mod hooks;
 
 use crate::args::{self, Global};
 use crate::control::Client;
