@@ -1,5 +1,5 @@
-//! The scripts that come with `landfall mark`, with the real programs that they are for: what a point is with them, that
-//! they refuse where a mark would claim too much, and that nothing stays stopped, whatever dies. (R16)
+//! The scripts that come with `landfall mark`, with the real programs that they are for: what a point is with them,
+//! that they refuse where a mark would claim too much, and that nothing stays stopped, whatever dies. (R16)
 //!
 //! How a database is judged: a client writes 1, 2, 3, … each in a transaction of its own, and counts what it has begun
 //! and what was acknowledged. A point has what was acknowledged before the mark was asked for, nothing that was begun
@@ -655,7 +655,7 @@ fn the_scripts_are_listed_printed_and_written() {
         assert_eq!(tool::check(landfall().args(["hooks", name])), written);
         assert_eq!(fs::metadata(&file).expect("it is there").permissions().mode() & 0o777, 0o755);
         tool::run("sh", [Path::new("-n"), &file]);
-        let usage = tool::output(&mut Command::new(&file).env("LANDFALL_TRY", "1").stdin(Stdio::null()));
+        let usage = tool::output(Command::new(&file).env("LANDFALL_TRY", "1").stdin(Stdio::null()));
         assert_eq!(usage.status.code(), Some(2), "{name}: {}", tool::said(&usage));
     }
     let write = |more: &[&str]| tool::output(landfall().args(["hooks", "--to"]).arg(&dir).args(more));

@@ -1,6 +1,6 @@
 //! `landfall hooks`: the scripts for `landfall mark` that come with the program.
 //!
-//! - Each is a file of its own in `hooks/`, plain `sh`, that says at its head what a point is with it, and what without it.
+//! - Each is a file of its own in `hooks/`, plain `sh`, that says at its head what a point is with it and without.
 //! - Each refuses where the mark would claim more than is true.
 //! - Written into a folder they are executable, and synced; what is there is left alone unless it is the same, or the
 //!   operator says otherwise.

@@ -27,8 +27,8 @@ claimed() {
     [ "$(cat -- "$(claim "$2")" 2>/dev/null)" = "$1" ]
 }
 
-# Thaws folder $2, if it was frozen for the try $1. The claim stays if there was nothing to thaw: a freeze that hangs may
-# succeed yet, and is for the watch.
+# Thaws folder $2, if it was frozen for the try $1. The claim stays if there was nothing to thaw: a freeze that hangs
+# may succeed yet, and is for the watch.
 thaw() {
     if claimed "$1" "$2" && fsfreeze --unfreeze "$2" 2>/dev/null; then
         rm -f -- "$(claim "$2")"

@@ -15,11 +15,13 @@
 # journal, or its part of the WAL, and SQLite takes it back when the database is opened next. That is safe too, but the
 # journal has to be there, and whoever opens the database has to be allowed to write.
 #
-# What it costs: other writers wait, and get SQLITE_BUSY if their own busy timeout is shorter. Readers of a database with
-# a WAL may wait for the thaw. A writer that never lets go (locking_mode = EXCLUSIVE, a transaction left open), one that
-# never pauses (the locks of SQLite know no turns), and a reader that holds back the WAL make it fail, in time: then
-# --timeout and --retries help, or nothing is marked.
-# Several databases are locked one after another: two of them are at the same transaction only if each was written alone.
+# What it costs: other writers wait, and get SQLITE_BUSY if their own busy timeout is shorter. Readers of a database
+# with a WAL may wait for the thaw. A writer that never lets go (locking_mode = EXCLUSIVE, a transaction left open), one
+# that never pauses (the locks of SQLite know no turns), and a reader that holds back the WAL make it fail, in time:
+# then --timeout and --retries help, or nothing is marked.
+#
+# Several databases are locked one after another, and all are locked when the mark is set. Who writes to two of them in
+# two transactions may be between these.
 set -eu
 
 # Whether something lies on a filesystem that is about to be frozen. Whether that is a volume of the group is for you
@@ -46,8 +48,8 @@ database() {
     sqlite3 -batch -bail -init /dev/null -cmd ".timeout $((LANDFALL_TIMEOUT * 1000 - 500))" "$@"
 }
 
-# Keeps the lock of database $1, under the number $2, and says so by a file. No mark is taken any more when LANDFALL_TIMEOUT
-# is over: if nobody removes the folder, the lock goes some time after that.
+# Keeps the lock of database $1, under the number $2, and says so by a file. No mark is taken any more when
+# LANDFALL_TIMEOUT is over: if nobody removes the folder, the lock goes some time after that.
 hold() {
     {
         echo 'BEGIN IMMEDIATE;'
@@ -69,8 +71,8 @@ hold() {
 }
 
 # Copies the WAL of database $1 into it. Nobody writes: it comes to an end as soon as no reader needs what was before.
-# The answer: whether somebody else is at it, the pages in the WAL, and those of them that are copied. A database without
-# a WAL answers 0|-1|-1.
+# The answer: whether somebody else is at it, the pages in the WAL, and those of them that are copied. A database
+# without a WAL answers 0|-1|-1.
 checkpoint() {
     while :; do
         answer=$(database "$1" 'PRAGMA wal_checkpoint(PASSIVE)')
