@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Protect(Protect),
     /// Name the point that everything written so far makes, on the primary
     Mark(Mark),
+    /// The scripts for `mark` that come with Landfall; with a name, its text
+    Hooks(Hooks),
     /// The guard of a mark's thaw; `mark` starts it
     #[command(hide = true)]
     Thaw(Thaw),
@@ -466,7 +468,7 @@ pub(crate) struct RestoreList {
     pub(crate) recursive: bool,
 }
 
-/// Arguments of `protect`.
+/// Arguments of `mark`.
 #[derive(Debug, Args)]
 pub(crate) struct Mark {
     /// The group
@@ -501,6 +503,18 @@ pub(crate) enum Otherwise {
     Skip,
     /// It says that nobody was asked.
     Mark,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Hooks {
+    /// Only this one
+    pub(crate) name: Option<String>,
+    /// Write them into this folder, which is made, to be run from there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+    /// Replace what is there
+    #[arg(long, requires = "to")]
+    pub(crate) overwrite: bool,
 }
 
 #[derive(Debug, Args)]

@@ -73,6 +73,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Replica => daemon::run(&global.load()?, Expect::Replica, node::start),
         Command::Status => commands::status::run(global),
         Command::Mark(arguments) => mark::run(global, arguments),
+        Command::Hooks(arguments) => mark::hooks::run(global, arguments),
         Command::Thaw(arguments) => mark::guard::run(arguments),
         Command::Resize(arguments) => commands::resize::run(global, arguments),
         Command::Protect(arguments) => commands::protect::run(global, arguments),

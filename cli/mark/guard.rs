@@ -25,7 +25,8 @@ use std::time::Duration;
 const DONE: &[u8] = b"done\n";
 /// It thaws so long behind the deadline: scripts that nobody waits for any more are dead by then.
 const MARGIN: Duration = Duration::from_secs(1);
-/// A freeze may hang in a sync that nothing ends, and succeed late: it is looked at again so often, a second apart.
+/// A freeze may hang in a sync that nothing ends, and succeed late: what was not thawed is looked at again so often, a
+/// second apart.
 const AGAIN: u32 = 60;
 /// The script behind has this long, if the guard has to run it.
 const POST_LIMIT: Duration = Duration::from_secs(60);
@@ -137,12 +138,14 @@ pub(crate) fn run(arguments: &args::Thaw) -> Result<(), Failure> {
         post: post.clone(),
         freeze: freeze.clone(),
     };
-    let let_go = super::go_on(&hooks, POST_LIMIT);
+    // Each is frozen once, so what was thawed needs no further look.
+    let mut unseen = super::thaw(&hooks.freeze, POST_LIMIT);
+    let let_go = super::behind(&hooks, deadline, POST_LIMIT);
     for _ in 0..AGAIN {
-        if receiver.recv_timeout(Duration::from_secs(1)).is_ok() {
+        if unseen.is_empty() || receiver.recv_timeout(Duration::from_secs(1)).is_ok() {
             break;
         }
-        super::thaw(&hooks, POST_LIMIT);
+        unseen = super::thaw(&unseen, POST_LIMIT);
     }
     let_go
 }

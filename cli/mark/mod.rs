@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`guard`] | the thaw, by a process that outlives whoever asked for it |
+//! | [`hooks`] | the scripts that come with it |
 //!
 //! The order for a point that is consistent for the applications:
 //!
@@ -13,9 +14,20 @@
 //! 5. the guard is dismissed.
 //!
 //! What fails in 2 or 3 is followed by 4, and then, as the operator has chosen, by nothing or by a mark that says that
-//! nobody was asked. A mark is never said to be consistent for the applications if anything was let go before it.
+//! nobody was asked. A mark is never said to be consistent for the applications if anything was let go before it. What
+//! fails in 4 is behind the mark, which stands: nothing is tried again, and the exit status is that of a part.
+//!
+//! What a script finds in its environment:
+//!
+//! | variable | what |
+//! |---|---|
+//! | `LANDFALL_GROUP`, `LANDFALL_MARK` | the group, and the name of the mark |
+//! | `LANDFALL_FREEZE` | the folders whose filesystems are frozen between the scripts, a line for each |
+//! | `LANDFALL_TRY` | a number that is the same in both scripts, and another one for each try on this machine |
+//! | `LANDFALL_TIMEOUT` | whole seconds that the script has; when those of the one before are over, no mark is taken any more |
 
 pub(crate) mod guard;
+pub(crate) mod hooks;
 
 use crate::args::{self, Global};
 use crate::control::Client;
@@ -25,7 +37,7 @@ use crate::exit::{Code, Failure};
 use crate::human::{self, clean};
 use crate::time;
 use guard::{Deadline, Guard};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -69,7 +81,13 @@ pub(crate) fn run(global: &Global, arguments: &args::Mark) -> Result<(), Failure
             thread::sleep(PAUSE);
         }
         match still(&hooks, *timeout, &mut client, &request(MarkKind::ApplicationConsistent)) {
-            Ok(mark) => return human::answer(global.form(), &mark, text(group)),
+            Ok(Still { mark, let_go }) => {
+                human::answer(global.form(), &mark, text(group))?;
+                return let_go.map_err(|failure| {
+                    let what = format!("the mark {name} is set, and stands; but {}", failure.what);
+                    Failure { code: Code::Partial, ..Failure::failed(what) }
+                });
+            }
             Err(failure) => {
                 human::say(format_args!("! {}", failure.what));
                 last = Some(failure);
@@ -104,29 +122,34 @@ fn text(group: &str) -> impl Fn(&Mark) -> String {
     }
 }
 
+/// A mark for which the applications held still, and what became of their going on.
+struct Still {
+    mark: Mark,
+    let_go: Result<(), Failure>,
+}
+
 /// One try: everything that was stopped has been let go when this returns.
 fn still(
     hooks: &Hooks,
     timeout: Duration,
     client: &mut Client,
     request: &MarkRequest,
-) -> Result<Mark, Failure> {
+) -> Result<Still, Failure> {
     let deadline = Deadline::after(timeout);
     let guard = Guard::start(hooks, deadline)?;
     let marked = stop(hooks, deadline)
         .and_then(|()| client.mark(MarkRequest { before_ns: Some(deadline.0), ..request.clone() }));
-    let let_go = go_on(hooks, timeout);
+    thaw(&hooks.freeze, timeout);
+    let let_go = behind(hooks, deadline, timeout);
     // Only now: if we die before, it lets go of what we have not.
     guard.dismiss();
-    let mark = marked?;
-    let_go?;
-    Ok(mark)
+    Ok(Still { mark: marked?, let_go })
 }
 
 /// Has the applications hold still.
 fn stop(hooks: &Hooks, deadline: Deadline) -> Result<(), Failure> {
     if let Some(pre) = &hooks.pre {
-        shell(hooks, pre, deadline.left(), "the script before")?;
+        shell(hooks, pre, deadline, deadline.left(), "the script before")?;
     }
     for dir in &hooks.freeze {
         let mut freeze = Command::new("fsfreeze");
@@ -136,26 +159,44 @@ fn stop(hooks: &Hooks, deadline: Deadline) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Thaws what was frozen. What is not is no failure: the guard may have been faster, or nothing was frozen.
-fn thaw(hooks: &Hooks, limit: Duration) {
-    for dir in hooks.freeze.iter().rev() {
+/// Thaws what was frozen, in the opposite order, and returns what was not. That is no failure: the guard may have been
+/// faster, or nothing was frozen.
+fn thaw(dirs: &[PathBuf], limit: Duration) -> Vec<PathBuf> {
+    let mut unseen = Vec::new();
+    for dir in dirs.iter().rev() {
         let mut thaw = Command::new("fsfreeze");
         thaw.arg("--unfreeze").arg(dir);
-        let _ = script::run(thaw, limit, &AtomicBool::new(false));
+        let outcome = script::run(thaw, limit, &AtomicBool::new(false));
+        if !outcome.is_ok_and(|outcome| outcome.ended == Ended::Exit(0)) {
+            unseen.push(dir.clone());
+        }
     }
+    unseen.reverse();
+    unseen
 }
 
-/// Lets them go on.
-fn go_on(hooks: &Hooks, limit: Duration) -> Result<(), Failure> {
-    thaw(hooks, limit);
-    hooks.post.as_ref().map_or(Ok(()), |post| shell(hooks, post, limit, "the script behind"))
+/// Runs the script behind.
+fn behind(hooks: &Hooks, deadline: Deadline, limit: Duration) -> Result<(), Failure> {
+    hooks.post.as_ref().map_or(Ok(()), |post| shell(hooks, post, deadline, limit, "the script behind"))
 }
 
-fn shell(hooks: &Hooks, script: &OsString, limit: Duration, what: &str) -> Result<(), Failure> {
+/// Runs a script of the try that has this deadline.
+fn shell(
+    hooks: &Hooks,
+    script: &OsString,
+    deadline: Deadline,
+    limit: Duration,
+    what: &str,
+) -> Result<(), Failure> {
     // If we are killed, the script is too: it must not stop anything behind the guard's back.
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &format!("{:.3}", (limit + KILL_AFTER).as_secs_f64()), "sh", "-c"]);
     command.arg(script).env("LANDFALL_GROUP", &hooks.group).env("LANDFALL_MARK", &hooks.name);
+    let freeze: Vec<&OsStr> = hooks.freeze.iter().map(|dir| dir.as_os_str()).collect();
+    command.env("LANDFALL_FREEZE", freeze.join(OsStr::new("\n")));
+    // No two tries begin in the same nanosecond and have the same time: it serves as their number.
+    command.env("LANDFALL_TRY", deadline.0.to_string());
+    command.env("LANDFALL_TIMEOUT", limit.as_millis().div_ceil(1_000).to_string());
     finish(command, limit, what)
 }
 

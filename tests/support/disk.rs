@@ -86,11 +86,14 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        if let Some(dir) = self.mounted.take()
-            && !tidy("umount", &[&dir])
-        {
-            // A process still stands in it; what is behind it goes all the same.
-            tidy("umount", &[Path::new("-l"), &dir]);
+        if let Some(dir) = self.mounted.take() {
+            // A test may end in the middle of a freeze: frozen and not mounted, nothing thaws it before the next
+            // boot. Mostly it is not frozen, and that is no failure.
+            let _ = tool::command("fsfreeze").arg("--unfreeze").arg(&dir).output();
+            if !tidy("umount", &[&dir]) {
+                // A process still stands in it; what is behind it goes all the same.
+                tidy("umount", &[Path::new("-l"), &dir]);
+            }
         }
         tidy("losetup", &[Path::new("-d"), Path::new(&self.device)]);
     }
