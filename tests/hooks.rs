@@ -146,14 +146,6 @@ impl Drop for Running {
     }
 }
 
-/// A program of the server, on a cluster.
-fn server_program(name: &str) -> Command {
-    let mut command = tool::command("runuser");
-    command.args(["-u", "postgres", "--"]).arg(postgres::bin_dir().expect("it is there").join(name));
-    command.current_dir("/");
-    command
-}
-
 /// A position in the WAL, as PostgreSQL writes it.
 #[track_caller]
 fn wal_position(text: &str) -> u64 {
@@ -165,7 +157,7 @@ fn wal_position(text: &str) -> u64 {
 /// Where the replay of a cluster that lies in a folder begins.
 #[track_caller]
 fn redo(cluster: &Path) -> u64 {
-    let text = tool::check(server_program("pg_controldata").arg("-D").arg(cluster));
+    let text = tool::check(postgres::server_command("pg_controldata").arg("-D").arg(cluster));
     let line = text.lines().find_map(|line| line.strip_prefix("Latest checkpoint's REDO location:"));
     wal_position(line.expect("it says where"))
 }
@@ -244,15 +236,13 @@ fn r16_postgresql_starts_on_a_point_that_its_hook_has_made() {
     let pages = scratch.join("pages");
     tool::run("cp", [Path::new("-a"), &data, &pages]);
     fs::remove_file(pages.join("postmaster.pid")).expect("the server ran");
-    tool::check(server_program("pg_resetwal").arg("-f").arg(&pages));
-    tool::check(server_program("pg_checksums").args(["--check", "-D"]).arg(&pages));
+    tool::check(postgres::server_command("pg_resetwal").arg("-f").arg(&pages));
+    tool::check(postgres::server_command("pg_checksums").args(["--check", "-D"]).arg(&pages));
 
     let run = scratch.join("run-judged");
     let mut cluster = Cluster::at(&judged, &run);
     cluster.start();
-    let mut amcheck = server_program("pg_amcheck");
-    amcheck.args(["--all", "--install-missing", "--heapallindexed", "--parent-check", "-h"]).arg(&run);
-    tool::check(&mut amcheck);
+    cluster.check();
     let found = cluster.query("SELECT count(*) || ' ' || coalesce(max(n), 0) FROM commits");
     let (count, highest) = found.split_once(' ').expect("two numbers");
     assert_eq!(count, highest, "commits are missing below the highest");

@@ -48,7 +48,7 @@ impl Cluster {
     pub fn init(&self) {
         std::fs::create_dir(&self.data).expect("the filesystem is empty");
         give_to_postgres(&self.data);
-        let mut init = self.server_command("initdb");
+        let mut init = server_command("initdb");
         tool::check(
             init.args(["--auth=trust", "--data-checksums", "--no-locale", "-E", "UTF8", "-D"])
                 .arg(&self.data),
@@ -70,7 +70,7 @@ impl Cluster {
             self.run.display()
         );
         let log = self.run.join("log");
-        let mut start = self.server_command("pg_ctl");
+        let mut start = server_command("pg_ctl");
         start
             .args(["start", "--silent", "--wait", "--timeout=60", "-o", &options, "-D"])
             .arg(&self.data)
@@ -151,11 +151,19 @@ impl Cluster {
         command
     }
 
-    fn server_command(&self, name: &str) -> Command {
-        let mut command = tool::command("runuser");
-        command.args(["-u", "postgres", "--"]).arg(program(name)).current_dir("/");
-        command
+    /// Compares every index with its table, and every table with itself.
+    #[track_caller]
+    pub fn check(&self) {
+        let mut check = self.client_command("pg_amcheck");
+        tool::check(check.args(["--all", "--install-missing", "--heapallindexed", "--parent-check"]));
     }
+}
+
+/// A program that works on a cluster's folder, as the user that owns it.
+pub fn server_command(name: &str) -> Command {
+    let mut command = tool::command("runuser");
+    command.args(["-u", "postgres", "--"]).arg(program(name)).current_dir("/");
+    command
 }
 
 impl Drop for Cluster {
