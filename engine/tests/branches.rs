@@ -82,6 +82,28 @@ fn a_branch_that_ends_within_a_span() {
     assert_eq!((states.latest(), states.point_at(node.now().wall)), (None, None));
 }
 
+/// A branch that ends in a jump, behind which nothing came: its end is no record, and what stands before it is read.
+#[test]
+fn a_branch_that_ends_in_a_jump() {
+    let CatchingUp { mut node, reference, before, .. } = catching_up();
+    assert!(node.node.durable().lsn > before && node.node.durable() == node.node.log().tip().position());
+    let older = Lsn(before.0 / 2);
+    let now = node.now();
+    node.node.promote(now, older, Epoch(2)).expect("promoted");
+    let branch = node.node.branches()[0];
+    assert!(branch.last > before, "the branch ends where the jump led");
+    let states = survey(&node, &branch).expect("all of it is there");
+    assert_eq!(states.latest(), Some(before), "what was left out is no point");
+    for lsn in before.next().0..=branch.last.0 {
+        assert!(matches!(states.check(Lsn(lsn)), Err(BranchError::Coarse { .. })), "LSN {lsn}");
+    }
+    let bytes = read_branch(&mut node, &states, A, before);
+    assert!(bytes == state_at(&reference.line, A, before));
+    let (now, epoch) = (node.now(), node.node.next_epoch());
+    let refused = node.node.reconsider(now, Target::Branch(&states, before), epoch);
+    assert!(matches!(refused, Err(PromoteError::Branch(_))), "{refused:?}");
+}
+
 /// By the records' own times, as on the line.
 #[test]
 fn the_points_of_a_branch_by_time() {

@@ -141,7 +141,15 @@ impl BranchReader {
                 (lsn, checksum) = (gap.after.lsn, Some(gap.after.checksum));
                 continue;
             }
-            let Some((holder, parts_well)) = self.holder_of(lsn, checksum)? else { return Ok(None) };
+            let Some((holder, parts_well)) = self.holder_of(lsn, checksum)? else {
+                // Nothing stands behind the last jump: its end is the branch's, and no record.
+                let ended = |gap: &&Gap| gap.to.lsn == lsn && gap.to.epoch == self.branch.epoch;
+                match self.gaps.iter().rev().find(ended).filter(|_| checksum.is_none()) {
+                    Some(gap) => (lsn, checksum) = (gap.after.lsn, Some(gap.after.checksum)),
+                    None => return Ok(None),
+                }
+                continue;
+            };
             let before = holder.header.first.prev();
             path.push(Leg { holder, after: before.max(after.lsn), upto: lsn });
             if before < after.lsn {

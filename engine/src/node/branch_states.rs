@@ -122,6 +122,11 @@ impl BranchSurvey {
             }
         })?;
         let files = files.ok_or(BranchError::NotWhole)?;
+        if last < branch.last {
+            // It ends in a jump, behind which nothing came.
+            leaves_none_out = false;
+            coarse::leave_out(&mut coarse, last, branch.last);
+        }
         Ok(BranchStates { branch, files, index, coarse, volumes, resizes, reigns, leaves_none_out, times })
     }
 }
