@@ -8,6 +8,7 @@ use engine::event::VolumeSpec;
 use engine::guest::Refusal;
 use engine::node::config::{Config, OnFull};
 use engine::node::reconsider::Target;
+use engine::peer::TakesBack;
 use engine::types::{Epoch, Extent, Lsn, VolumeId};
 use std::collections::BTreeMap;
 
@@ -240,6 +241,124 @@ fn sizes_that_a_replica_missed_come_with_the_span() {
             replica.node.unpin(latest);
         }
     }
+}
+
+/// Writes until the log does not hold any more what the replica, which is away, needs next.
+fn outlast_the_log(primary: &mut Driven, replica: &Driven) {
+    while primary.node.log().first() <= replica.node.durable().lsn.next() {
+        for _ in 0..8 {
+            primary.write(A, 0, &[1; 16 << 10]).expect("written");
+        }
+        primary.flush().expect("flushed");
+        primary.work();
+    }
+}
+
+/// Goes on with a session until the span that it began with has ended.
+fn catch_up(primary: &mut Driven, replica: &mut Driven) {
+    for _ in 0..400 {
+        primary.sync();
+        let next = replica.node.durable().lsn.next();
+        common::ship(primary, replica, next);
+        if primary.node.report(primary.now).replicas[0].lacking.is_none() {
+            return;
+        }
+        primary.work();
+        replica.work();
+    }
+    panic!("the span does not end");
+}
+
+/// A volume grows while the replica is away, and the first write to what it gained is not yet durable when the span
+/// begins: so that write comes before the record that tells of the size. (Seed 2 of `random_points`.)
+#[test]
+fn a_write_to_what_a_volume_gained_comes_before_the_size() {
+    let [east, west] = [CrashDisk::new(), CrashDisk::new()];
+    let mut primary = Driven::open(east.storage(), tracking(primary_config("group"))).expect("opened");
+    let mut replica = Driven::open(west.storage(), tracking(replica_config("group"))).expect("opened");
+    primary.write(A, 0, &[1; 4096]).expect("written");
+    primary.flush().expect("flushed");
+    replicate(&mut primary, &mut replica);
+    primary.node.link_changed("west", false);
+    let now = primary.now();
+    primary.node.resize(now, "data", 2 * VOLUME_BYTES).expect("resized");
+    outlast_the_log(&mut primary, &replica);
+    primary.write(A, VOLUME_BYTES, &[2; 4096]).expect("written");
+    assert!(primary.node.log().tip() != primary.node.log().durable(), "it is not durable");
+    let hello = primary.node.hello().expect("a primary");
+    let now = replica.now();
+    let welcome = replica.node.accept(now, &hello, TakesBack::No).expect("it follows");
+    let (needs, now) = (replica.node.needs(), primary.now());
+    let jump =
+        primary.node.attach(now, "west", &welcome, Some(&needs)).expect("a span begins").expect("a jump");
+    let now = replica.now();
+    replica.node.jump(now, &jump).expect("it jumps");
+    catch_up(&mut primary, &mut replica);
+    let latest = primary.node.durable().lsn;
+    replica.node.pin(latest).expect("it is a point");
+    let plan = replica.node.plan_point(A, latest, Extent::new(VOLUME_BYTES, 4096)).expect("it has that size");
+    assert_eq!(plan.read_all().expect("read").to_vec(), [2; 4096]);
+}
+
+/// A replica learns of a size by a span, and is started again: the points from before the span keep the size of then.
+#[test]
+#[ignore = "a size that came with a span hides the one before it from the next start"]
+fn points_before_a_span_keep_their_sizes_over_a_restart() {
+    let [east, west] = [CrashDisk::new(), CrashDisk::new()];
+    let mut primary = Driven::open(east.storage(), tracking(primary_config("group"))).expect("opened");
+    let mut replica = Driven::open(west.storage(), replica_config("group")).expect("opened");
+    primary.write(A, 0, &[1; 4096]).expect("written");
+    primary.flush().expect("flushed");
+    replicate(&mut primary, &mut replica);
+    let before = replica.node.window().expect("points").latest;
+    primary.node.link_changed("west", false);
+    let now = primary.now();
+    primary.node.resize(now, "data", 2 * VOLUME_BYTES).expect("resized");
+    outlast_the_log(&mut primary, &replica);
+    replicate(&mut primary, &mut replica);
+    primary.sync();
+    let next = replica.node.durable().lsn.next();
+    common::ship(&mut primary, &mut replica, next);
+    let size = replica.node.volume_specs().find(|spec| spec.id == A).expect("known").size;
+    assert_eq!(size, 2 * VOLUME_BYTES, "it has heard of it");
+    for _ in 0..2 {
+        assert_eq!(sizes(&replica.node.specs_at(before))[&A], VOLUME_BYTES);
+        replica.work();
+        assert_eq!(sizes(&replica.node.specs_at(before))[&A], VOLUME_BYTES);
+        drop(replica);
+        replica = Driven::open(west.storage(), replica_config("group")).expect("opened");
+    }
+}
+
+/// A replica learns by a span that a volume is smaller, and is started again: its window goes on moving.
+#[test]
+#[ignore = "the size from before the span is not on record, so nothing behind the new end can be folded"]
+fn retention_goes_on_behind_a_span_that_made_a_volume_smaller() {
+    let [east, west] = [CrashDisk::new(), CrashDisk::new()];
+    let mut config = replica_config("group");
+    config.retention.bytes = 128 << 10;
+    let mut primary = Driven::open(east.storage(), tracking(primary_config("group"))).expect("opened");
+    let mut replica = Driven::open(west.storage(), config.clone()).expect("opened");
+    primary.write(A, VOLUME_BYTES - 4096, &[1; 4096]).expect("written");
+    primary.flush().expect("flushed");
+    replicate(&mut primary, &mut replica);
+    primary.node.link_changed("west", false);
+    let now = primary.now();
+    primary.node.resize(now, "data", VOLUME_BYTES / 2).expect("resized");
+    outlast_the_log(&mut primary, &replica);
+    replicate(&mut primary, &mut replica);
+    catch_up(&mut primary, &mut replica);
+    drop(replica);
+    let mut replica = Driven::open(west.storage(), config).expect("opened");
+    for _ in 0..64 {
+        primary.write(A, 0, &[1; 16 << 10]).expect("written");
+        primary.flush().expect("flushed");
+        primary.work();
+        replicate(&mut primary, &mut replica);
+        replica.work();
+    }
+    let bytes: u64 = replica.node.segments().iter().map(|segment| segment.end).sum();
+    assert!(bytes < 512 << 10, "{bytes} bytes of log are kept");
 }
 
 /// A size that a failover set aside is the branch's, and comes back with it.

@@ -124,6 +124,15 @@ impl Pair {
         self.link = Some(next);
     }
 
+    /// Connects, and ships all that is durable.
+    fn connect_whole(&mut self) {
+        self.connect();
+        while self.link.is_some_and(|next| next <= self.primary.node.durable().lsn) {
+            self.ship();
+        }
+        self.acknowledge();
+    }
+
     fn disconnect(&mut self) {
         self.primary.node.link_changed("west", false);
         self.link = None;
@@ -274,4 +283,50 @@ fn r06_w20_an_outage_longer_than_the_log_is_made_up_for_by_a_span() {
         spans += pair.spans;
     }
     assert!(jumps > 20 && spans > 20, "{jumps} jumps and {spans} spans are too few to prove anything");
+}
+
+/// A replica is back while a checkpoint is out that gives up the log which it needs: either it gets that log, or a
+/// span. (Seed 1 of `random_points`.)
+#[test]
+fn a_replica_that_comes_back_while_its_log_is_given_up() {
+    let mut pair = Pair::new(1);
+    pair.write();
+    pair.primary.flush().expect("flushed");
+    pair.connect_whole();
+    pair.disconnect();
+    let (mut freed, mut surveyed) = (0, false);
+    for _ in 0..400 {
+        pair.write();
+        pair.primary.flush().expect("flushed");
+        pair.primary.now.mono.0 += 200_000_000;
+        for lane in [Lane::Make, Lane::Apply, Lane::Bulk, Lane::Bulk] {
+            let now = pair.primary.now();
+            let Some(job) = pair.primary.node.poll_job(now, lane) else { continue };
+            let gives_up = job.name() == "checkpoint" && surveyed;
+            surveyed |= job.name() == "survey";
+            let done = job.run();
+            let needed = pair.replica.node.durable().lsn.next();
+            if gives_up && pair.primary.node.log().first() <= needed {
+                let hello = pair.primary.node.hello().expect("a primary");
+                let now = pair.replica.now();
+                let welcome = pair.replica.node.accept(now, &hello, TakesBack::No).expect("it follows");
+                let (needs, now) = (pair.replica.node.needs(), pair.primary.now());
+                let attached = pair.primary.node.attach(now, "west", &welcome, Some(&needs));
+                let now = pair.primary.now();
+                pair.primary.node.finish(now, done);
+                freed += u32::from(pair.primary.node.log().first() > needed);
+                assert!(
+                    attached.is_err() || pair.primary.node.log().first() <= needed,
+                    "it was told that it gets the log behind {}",
+                    welcome.durable.lsn
+                );
+                pair.disconnect();
+            } else {
+                pair.primary.node.finish(now, done);
+            }
+        }
+    }
+    assert!(freed > 0, "the log was given up");
+    pair.converge();
+    pair.check_points();
 }

@@ -238,11 +238,13 @@ impl Node {
         match header.kind {
             Kind::Write | Kind::Zero => {
                 let known = self.volumes.get(&header.volume);
-                if known.is_none() && self.is_coarse() {
-                    // Its definition was left out, and is repeated soon; the span copies what this writes.
+                let fits = known.is_some_and(|volume| header.extent.fits(volume.spec.size));
+                if !fits && self.is_coarse() {
+                    // The definition, or the size, was left out, and is repeated soon; the span copies what this
+                    // writes.
                     return Ok(());
                 }
-                if !known.is_some_and(|volume| header.extent.fits(volume.spec.size)) {
+                if !fits {
                     return Err(format!("LSN {}: a write beyond its volume", header.lsn));
                 }
                 let index = self.index.as_mut().expect("a replica has an index");

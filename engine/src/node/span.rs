@@ -491,6 +491,10 @@ impl Node {
         if lack.is_some_and(|lack| lack.unreadable && lack.survey.is_some()) {
             return Err(JoinError::NotYet);
         }
+        if is_held && lack.is_some_and(|lack| !lack.holds_log()) && self.work.is_bulk_out() {
+            // A checkpoint that is out may be about to free the log that it needs.
+            return Err(JoinError::NotYet);
+        }
         let is_held = is_held && !lack.is_some_and(|lack| lack.unreadable);
         if let Some(lack) = lack.filter(|lack| lack.joined)
             && follower.acknowledged <= theirs.lsn
