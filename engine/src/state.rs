@@ -140,6 +140,19 @@ pub struct Lost {
     pub since: Lsn,
 }
 
+/// A volume's size before a record that says only what it is from there on: the record that changed it was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SizeBefore {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The record; only where the log holds exactly this one does it count.
+    pub at: Position,
+    /// Bytes.
+    pub before: u64,
+    /// From here on it is zeros behind the record, whatever it held: at some time in between it was no longer.
+    pub kept: u64,
+}
+
 /// The state of one group on one node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct State {
@@ -198,10 +211,12 @@ pub struct State {
     pub handed_over: Option<Lsn>,
     /// What branches leave out.
     pub branch_gaps: Vec<Gap>,
+    /// Sizes that volumes had before a sync span brought another one.
+    pub sizes: Vec<SizeBefore>,
 }
 
-/// The fields that versions 2, 3 and 4 have added at the end. All of them are zero bytes as long as they are not used.
-const ADDED_FIELDS: [usize; 3] = [4, 6, 1];
+/// The fields that versions 2 to 5 have added at the end. All of them are zero bytes as long as they are not used.
+const ADDED_FIELDS: [usize; 4] = [4, 6, 1, 1];
 
 impl State {
     /// Where the state is kept that the log goes on from.
@@ -226,6 +241,7 @@ impl State {
             || !self.stale_disks.is_empty()
             || self.handed_over.is_some();
         match (returns, spans) {
+            _ if !self.sizes.is_empty() => 5,
             _ if !self.branch_gaps.is_empty() => 4,
             (true, _) => 3,
             (false, true) => 2,
@@ -266,7 +282,7 @@ const PLACE_BYTES: usize = 64 << 10;
 const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 const BODY: bincode::config::Configuration<
     bincode::config::LittleEndian,

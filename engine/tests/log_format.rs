@@ -19,7 +19,9 @@ use engine::log::chain::Tip;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader, aligned};
 use engine::log::{Draft, Log, make_spare};
 use engine::node::config::{Config, Retention};
-use engine::state::{Branch, Coarse, Diverged, Gap, Hydration, Keeps, Lost, Role, State, StateFile};
+use engine::state::{
+    Branch, Coarse, Diverged, Gap, Hydration, Keeps, Lost, Role, SizeBefore, State, StateFile,
+};
 use engine::types::{
     Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, NodeId, Position, Reign, Timestamp, VolumeId,
 };
@@ -206,6 +208,7 @@ fn first_state(log: &Log) -> State {
         stale_disks: Vec::new(),
         handed_over: None,
         branch_gaps: Vec::new(),
+        sizes: Vec::new(),
     }
 }
 
@@ -472,6 +475,7 @@ fn state() -> State {
         stale_disks: Vec::new(),
         handed_over: None,
         branch_gaps: Vec::new(),
+        sizes: Vec::new(),
     }
 }
 
@@ -524,6 +528,19 @@ fn gaps_of_branches_stand_apart() {
     file.update(|state| *state = expected.clone()).expect("written");
     pin("state-4", &disk.bytes("g/state"));
     assert_eq!((disk.bytes("g/state")[8], read()), (4, expected));
+}
+
+/// And version 5 only where a size stands nowhere else.
+#[test]
+fn sizes_before_a_span_are_on_record() {
+    let size = SizeBefore { volume: VolumeId(1), at: reign().branch, before: 8 << 30, kept: 4 << 30 };
+    let expected = State { sizes: vec![size], ..apart(newest_state()) };
+    let disk = CrashDisk::new();
+    disk.storage().create_dir("g").expect("made");
+    StateFile::create(&*disk.storage(), "g", "g/state", expected.clone()).expect("made");
+    pin("state-5", &disk.bytes("g/state"));
+    let read = StateFile::open(&*disk.storage(), "g/state").expect("sound").expect("there").get();
+    assert_eq!((disk.bytes("g/state")[8], read), (5, expected));
 }
 
 /// And version 3 only where version 2 would not do.

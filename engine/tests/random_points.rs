@@ -42,6 +42,7 @@ struct Tally {
     spans: u32,
     grown: u32,
     shrunk: u32,
+    resizes_left_out: u32,
     trims: u32,
     retired_refused: u32,
     coarse_refused: u32,
@@ -70,7 +71,7 @@ impl Pair<'_> {
                 }
                 98 if self.link.is_some() && self.one_in(5) => {
                     // Often for longer than the log lasts.
-                    let is_long = self.one_in(2) && !self.owes_size();
+                    let is_long = self.one_in(2);
                     let steps = if is_long { 250 } else { 20 };
                     self.disconnect(steps);
                 }
@@ -155,6 +156,7 @@ fn a_thousand_points_at_random_lsns_are_what_was_written() {
     assert!(tally.replica_kills > 0 && tally.primary_kills > 0, "{tally:?}");
     assert!(tally.jumps > 0 && tally.spans > 0, "{tally:?}");
     assert!(tally.grown > 0 && tally.shrunk > 0 && tally.trims > 0, "{tally:?}");
+    assert!(tally.resizes_left_out > 0, "{tally:?}");
     assert!(tally.retired_refused > 0 && tally.coarse_refused > 0, "{tally:?}");
 }
 

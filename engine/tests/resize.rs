@@ -302,7 +302,6 @@ fn a_write_to_what_a_volume_gained_comes_before_the_size() {
 
 /// A replica learns of a size by a span, and is started again: the points from before the span keep the size of then.
 #[test]
-#[ignore = "a size that came with a span hides the one before it from the next start"]
 fn points_before_a_span_keep_their_sizes_over_a_restart() {
     let [east, west] = [CrashDisk::new(), CrashDisk::new()];
     let mut primary = Driven::open(east.storage(), tracking(primary_config("group"))).expect("opened");
@@ -332,7 +331,6 @@ fn points_before_a_span_keep_their_sizes_over_a_restart() {
 
 /// A replica learns by a span that a volume is smaller, and is started again: its window goes on moving.
 #[test]
-#[ignore = "the size from before the span is not on record, so nothing behind the new end can be folded"]
 fn retention_goes_on_behind_a_span_that_made_a_volume_smaller() {
     let [east, west] = [CrashDisk::new(), CrashDisk::new()];
     let mut config = replica_config("group");

@@ -9,7 +9,7 @@ use crate::event::VolumeSpec;
 use crate::io::{File, Storage, is_no_space};
 use crate::lacks::{self, Lacks};
 use crate::log::chain::Tip;
-use crate::state::{Branch, Coarse, Diverged, Gap, Lost, Role, StateFile};
+use crate::state::{Branch, Coarse, Diverged, Gap, Lost, Role, SizeBefore, StateFile};
 use crate::types::{Epoch, Lsn, Mono, Now};
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ struct Note {
     durable: Lsn,
     start: Tip,
     volumes: Vec<VolumeSpec>,
+    sizes: Vec<SizeBefore>,
     acknowledged: Vec<(String, Lsn)>,
     coarse: Vec<Coarse>,
     /// The last jump that `coarse` knows of.
@@ -77,6 +78,7 @@ impl Checkpoint {
                 state.start = note.start;
             }
             state.volumes = note.volumes;
+            state.sizes = note.sizes;
             let (stale, volumes) = (&mut state.stale_disks, &state.volumes);
             stale.retain(|name| volumes.iter().all(|spec| spec.name != *name));
             state.acknowledged = note.acknowledged;
@@ -150,6 +152,7 @@ impl Node {
         };
         // A definition that is not durable may be lost, and must then be made again; likewise a size.
         let volumes = self.specs_at(durable);
+        let sizes = self.sizes_on_record(durable);
         let epoch = self.state.epoch();
         let coarse = self.coarse.clone();
         let lacks = std::mem::take(&mut self.work.lacks_changed).then(|| {
@@ -160,7 +163,7 @@ impl Node {
             LacksNote { storage, dir, number, lacks, lost, diverged }
         });
         let last_gap = self.state.gaps.last().copied();
-        let note = Note { applied, durable, start, volumes, acknowledged, coarse, last_gap, epoch };
+        let note = Note { applied, durable, start, volumes, sizes, acknowledged, coarse, last_gap, epoch };
         Some(Job::Checkpoint(Box::new(Checkpoint { file, backings, lacks, note })))
     }
 

@@ -440,28 +440,36 @@ pub(super) fn load(
                     coarse::await_data(&mut coarse, header, specs.len());
                 }
             }
+            let mut gone = None;
             if header.kind == Kind::Resize {
-                let (before, behind) = sizes_of(header);
-                sizes.note(header.volume, header.lsn, before);
+                let (mut before, behind) = sizes_of(header);
                 if header.lsn > headers_through
                     && let Some(spec) = specs.get_mut(&header.volume)
                 {
-                    spec.size = behind;
+                    // Another change may have been left out before this one.
+                    before = std::mem::replace(&mut spec.size, behind);
                 }
+                gone = sizes.note(header, &state.sizes, Some((before, behind)));
                 for (_, extents) in lacks.iter_mut().filter(|(lost, _)| header.lsn > lost.through) {
                     gain_of(header).into_iter().for_each(|extent| extents.insert(header.volume, extent));
                 }
             }
-            if is_again
-                && header.lsn > headers_through
-                && let Some(known) = specs.get_mut(&header.volume)
-            {
-                // The record that changed its size was left out.
-                let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
-                if spec.size != known.size {
-                    sizes.note(header.volume, header.lsn, known.size);
+            if is_again {
+                // The record that changed its size may have been left out.
+                let mut known_sizes = None;
+                if header.lsn > headers_through
+                    && let Some(known) = specs.get_mut(&header.volume)
+                {
+                    let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
+                    known_sizes = (spec.size != known.size).then_some((known.size, spec.size));
                     known.size = spec.size;
                 }
+                gone = sizes.note(header, &state.sizes, known_sizes);
+            }
+            if let (Some(index), Some(gone)) = (&mut index, gone)
+                && header.lsn > state.base
+            {
+                index.insert(header.volume, header.lsn, gone, Source::Zero);
             }
             if header.kind.changes_bytes() {
                 for (lost, extents) in &mut lacks {
@@ -694,6 +702,7 @@ fn unborn_state(node: crate::types::NodeId) -> State {
         acknowledged: Vec::new(),
         gaps: Vec::new(),
         branch_gaps: Vec::new(),
+        sizes: Vec::new(),
         coarse: Vec::new(),
         lost: Vec::new(),
         lacks_file: 0,

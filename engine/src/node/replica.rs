@@ -254,7 +254,7 @@ impl Node {
             Kind::Volume if header.flags & FLAG_AGAIN != 0 && self.volumes.contains_key(&header.volume) => {
                 let spec = open::spec_of(header, &record.payload)
                     .ok_or_else(|| format!("LSN {}: a volume that cannot be", header.lsn))?;
-                self.follow_resize(header.volume, header.lsn, spec.size)?;
+                self.follow_resize(header, spec.size)?;
             }
             Kind::Resize => {
                 let (before, behind) = sizes_of(header);
@@ -265,7 +265,7 @@ impl Node {
                         header.lsn
                     ));
                 }
-                self.follow_resize(header.volume, header.lsn, behind)?;
+                self.follow_resize(header, behind)?;
             }
             // One that was taken back may know it from its own time.
             Kind::Volume

@@ -15,11 +15,12 @@ use super::primary::Submitted;
 use super::{Node, Volume, disks};
 use crate::event::{Kind, VolumeSpec};
 use crate::guest::{Op, Request};
+use crate::index::Source;
 use crate::io::File;
 use crate::log::Draft;
 use crate::log::format::Header;
-use crate::state::Role;
-use crate::types::{Extent, Lsn, Now, VolumeId};
+use crate::state::{Role, SizeBefore};
+use crate::types::{Extent, Lsn, Now, Position, VolumeId};
 use std::collections::BTreeMap;
 
 /// Where a volume's size changed.
@@ -29,6 +30,34 @@ pub(crate) struct Resized {
     pub(crate) at: Lsn,
     /// The size until then, in bytes.
     pub(crate) before: u64,
+    /// If the record does not say that size, as the change was left out: then it has to be on record here.
+    pub(crate) unsaid: Option<Unsaid>,
+}
+
+/// What a record leaves unsaid, as records before it were left out here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unsaid {
+    record: Position,
+    /// The volume was no longer than this at some time in between: what it has behind it is zeros.
+    kept: u64,
+}
+
+impl Unsaid {
+    /// Of a record behind which a volume has `behind` bytes that was known to have `before`.
+    fn of(header: &Header, before: u64, behind: u64) -> Option<Unsaid> {
+        let said = (header.kind == Kind::Resize).then(|| sizes_of(header).0);
+        let kept = said.map_or(behind, |said| said.min(behind));
+        (said != Some(before)).then(|| Unsaid { record: position_of(header), kept })
+    }
+
+    /// What the volume lost.
+    fn gone(self, before: u64) -> Option<Extent> {
+        (self.kept < before).then(|| Extent::new(self.kept, before - self.kept))
+    }
+}
+
+fn position_of(header: &Header) -> Position {
+    Position { epoch: header.epoch, lsn: header.lsn, checksum: header.checksum }
 }
 
 /// What a record of kind [`Kind::Resize`] says: the size before it and behind it, in bytes.
@@ -171,7 +200,7 @@ impl Node {
         }
         self.appended(now);
         let at = appended.first().map_or(self.log.tip().lsn, |record| record.header.lsn);
-        self.take_size(spec.id, at, size);
+        self.take_size(spec.id, at, size, None);
         if size > before {
             // Whoever is away may hold there what the volume lost when it was that long before.
             self.note_change(spec.id, Extent::new(before, size - before));
@@ -196,16 +225,32 @@ impl Node {
         }
     }
 
-    fn take_size(&mut self, id: VolumeId, at: Lsn, size: u64) {
+    fn take_size(&mut self, id: VolumeId, at: Lsn, size: u64, unsaid: Option<Unsaid>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
-        volume.resizes.push(Resized { at, before: volume.spec.size });
+        volume.resizes.push(Resized { at, before: volume.spec.size, unsaid });
         volume.spec.size = size;
     }
 
+    /// The sizes that no record up to `durable` says, and that a point may still have.
+    pub(super) fn sizes_on_record(&self, durable: Lsn) -> Vec<SizeBefore> {
+        let wanted = self.state.base..=durable;
+        let of = |(&volume, known): (&VolumeId, &Volume)| {
+            let within = known.resizes.iter().filter(|resized| wanted.contains(&resized.at));
+            let size = |&Resized { before, unsaid, .. }: &Resized| {
+                unsaid.map(|Unsaid { record, kept }| SizeBefore { volume, at: record, before, kept })
+            };
+            within.filter_map(size).collect::<Vec<_>>()
+        };
+        self.volumes.iter().flat_map(of).collect()
+    }
+
     /// A primary has changed the size of a volume, or repeats a definition with another size: the change was left out
-    /// here.
-    pub(super) fn follow_resize(&mut self, id: VolumeId, at: Lsn, size: u64) -> Result<(), String> {
+    /// here, and with it that what the volume lost is zeros.
+    pub(super) fn follow_resize(&mut self, header: &Header, size: u64) -> Result<(), String> {
+        let Header { volume: id, lsn: at, .. } = *header;
         let Some(volume) = self.volumes.get(&id) else { return Ok(()) };
+        let before = volume.spec.size;
+        let unsaid = Unsaid::of(header, before, size);
         if volume.spec.size == size {
             return Ok(());
         }
@@ -213,7 +258,10 @@ impl Node {
         // A base image that is long already stays so: what it has there is zeros, or of older points.
         self.lengthen_disks(volume, size).map_err(|error| error.to_string())?;
         tracing::info!(group = %self.config.name, volume = volume.spec.name, size, %at, "a volume has another size");
-        self.take_size(id, at, size);
+        if let (Some(index), Some(gone)) = (&mut self.index, unsaid.and_then(|unsaid| unsaid.gone(before))) {
+            index.insert(id, at, gone, Source::Zero);
+        }
+        self.take_size(id, at, size, unsaid);
         Ok(())
     }
 }
@@ -225,9 +273,23 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// A size changed. `specs` are taken along from what is newer than they are.
-    pub(super) fn note(&mut self, id: VolumeId, at: Lsn, before: u64) {
-        self.resizes.entry(id).or_default().push(Resized { at, before });
+    /// A size changed at a record, which may be one of those `on_record`; `known` is what it was and is otherwise. Returns
+    /// what is zeros behind the record though no record says so.
+    pub(super) fn note(
+        &mut self,
+        header: &Header,
+        on_record: &[SizeBefore],
+        known: Option<(u64, u64)>,
+    ) -> Option<Extent> {
+        let record = position_of(header);
+        let found = on_record.iter().find(|size| size.volume == header.volume && size.at == record);
+        let (before, unsaid) = match (found, known) {
+            (Some(&SizeBefore { before, kept, .. }), _) => (before, Some(Unsaid { record, kept })),
+            (None, Some((before, behind))) => (before, Unsaid::of(header, before, behind)),
+            (None, None) => return None,
+        };
+        self.resizes.entry(header.volume).or_default().push(Resized { at: header.lsn, before, unsaid });
+        unsaid?.gone(before)
     }
 
     /// Of one volume, oldest first.

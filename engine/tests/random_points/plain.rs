@@ -57,10 +57,10 @@ impl Plain {
         self.changes.last().map_or(0, |(lsn, _)| *lsn)
     }
 
-    /// The last LSN at which a size changed; 0 if none did.
-    pub(crate) fn last_resize(&self) -> u64 {
-        let resize = self.changes.iter().rev().find(|(_, change)| matches!(change, Change::Resize { .. }));
-        resize.map_or(0, |(lsn, _)| *lsn)
+    /// How often sizes changed behind an LSN, up to another.
+    pub(crate) fn resizes_within(&self, from: u64, to: u64) -> u32 {
+        let within = self.changes.iter().filter(|(lsn, _)| (from + 1..=to).contains(lsn));
+        within.filter(|(_, change)| matches!(change, Change::Resize { .. })).count() as u32
     }
 
     /// Something was done.

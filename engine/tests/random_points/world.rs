@@ -135,16 +135,7 @@ impl<'a> Pair<'a> {
 
     // What guests do.
 
-    /// Whether the replica has yet to get a resize. No jump is to leave one out: sizes that come with a span are the
-    /// matter of `resize.rs`. So guests do little until the replica has it.
-    pub(crate) fn owes_size(&self) -> bool {
-        self.plain.last_resize() > self.acknowledged
-    }
-
     pub(crate) fn guest(&mut self) {
-        if self.owes_size() && self.tip() > self.plain.last_resize() + 4 {
-            return;
-        }
         match self.random.below(100) {
             0..=6 => self.submit(Op::Flush, Vec::new()),
             7..=9 => self.resize(),
@@ -241,12 +232,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Only while the replica gets all records, and has most of them.
     pub(crate) fn resize(&mut self) {
-        let lacks = self.nodes[EAST].node.report(self.nodes[EAST].now).replicas[0].lacking;
-        if self.link.is_none() || lacks.is_some() || self.acknowledged + 12 < self.tip() || self.owes_size() {
-            return;
-        }
         let volume = usize::from(self.one_in(2));
         let before = self.plain.now()[volume].len();
         let size = 512 * (1 + self.random.below(2 * VOLUME_BYTES / 512) as usize);
