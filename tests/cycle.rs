@@ -10,13 +10,12 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 use support::disk::LoopDisk;
-use support::node::{GROUP, Node, PATIENCE, Pair, Volume, number};
+use support::node::{GROUP, Node, PATIENCE, Pair, Volume, number, wait_whole};
 use support::postgres::Cluster;
 use support::relay::Relay;
 use support::{Scratch, tool, wait_until};
 
 const DISK_BYTES: u64 = 640 << 20;
-const LONG: Duration = Duration::from_secs(120);
 
 /// pgbench, until it is dropped.
 struct Load(Child);
@@ -99,18 +98,6 @@ impl Site {
 fn catching_up(node: &Node) -> Option<(String, u64)> {
     let state = &node.group()["replicas"][0]["catching_up"];
     (!state.is_null()).then(|| (state["state"].as_str().expect("a word").to_owned(), number(&state["bytes"])))
-}
-
-fn wait_whole(primary: &Node, replica: &Node) {
-    wait_until("the replica is whole, and has everything", LONG, || {
-        let (from, to) = (primary.group(), replica.group());
-        let lsn = number(&from["positions"]["durable"]);
-        to["role"] == "replica"
-            && from["replicas"][0]["catching_up"].is_null()
-            && number(&to["positions"]["durable"]) == lsn
-            && !to["window"].is_null()
-            && number(&to["window"]["latest"]["lsn"]) == lsn
-    });
 }
 
 /// What a session may have on its way.

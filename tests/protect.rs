@@ -7,9 +7,9 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use support::node::{GROUP, Node, PATIENCE, Pair, Volume, number};
+use support::node::{GROUP, Node, PATIENCE, Pair, Volume, number, wait_whole};
 use support::random::Random;
-use support::{Scratch, tool, wait_until};
+use support::{Scratch, tool};
 use transport::nbd::client::{Address, Client};
 
 const DATA_BYTES: u64 = 24 << 20;
@@ -62,17 +62,6 @@ fn change(node: &Node, volume: &str, image: &mut [u8], random: &mut Random, writ
     client.flush().expect("it is durable");
 }
 
-fn wait_whole(pair: &Pair) {
-    wait_until("the replica is whole, and has everything", PATIENCE, || {
-        let (east, west) = (pair.east.group(), pair.west.group());
-        let lsn = number(&east["positions"]["durable"]);
-        east["replicas"][0]["catching_up"].is_null()
-            && number(&west["positions"]["durable"]) == lsn
-            && !west["window"].is_null()
-            && number(&west["window"]["latest"]["lsn"]) == lsn
-    });
-}
-
 fn protect(node: &Node, disk: &Path, more: &[&str]) -> std::process::Output {
     let mut command = node.command(["protect", GROUP, "old", "--backing"]);
     tool::output(command.arg(disk).args(more))
@@ -104,7 +93,7 @@ fn r24_a_disk_in_use_is_protected_where_it_is() {
 
     let again = protect(&pair.east, &disk, &[]);
     assert!(again.status.success(), "asked again, it waits for the end: {}", tool::said(&again));
-    wait_whole(&pair);
+    wait_whole(&pair.east, &pair.west);
     assert!(newest(&pair.west, "old") == image, "the replica's newest point is the disk");
     // The data, what was written to it, and what a copy that was cut off had under way: neither the hole nor the zeros,
     // of which there are 71 MiB.
@@ -115,7 +104,7 @@ fn r24_a_disk_in_use_is_protected_where_it_is() {
     let lsn = pair.wait_caught_up();
     let then = image.clone();
     change(&pair.east, "old", &mut image, &mut random, 20);
-    wait_whole(&pair);
+    wait_whole(&pair.east, &pair.west);
     let point = pair.west.mount_point(&format!("lsn:{lsn}"));
     assert!(read_all(&point.socket(), &point.export("old")) == then, "the point before is as it was");
     drop(point);
@@ -147,7 +136,7 @@ fn a_group_begins_with_a_disk_that_holds_data() {
         panic!("a replica that has not everything yet took over: {}", tool::said(&early));
     }
     pair.wait_connected();
-    wait_whole(&pair);
+    wait_whole(&pair.east, &pair.west);
     assert!(newest(&pair.west, "old") == image);
 }
 

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Output;
-use support::node::{GROUP, PATIENCE, Pair, Volume, number};
+use support::node::{GROUP, PATIENCE, Pair, Volume, number, wait_whole};
 use support::random::Random;
 use support::relay::Relay;
 use support::{Scratch, tool, wait_until};
@@ -48,17 +48,6 @@ fn seed(pair: &Pair, image: &Path) -> Output {
 fn protect(pair: &Pair, disk: &Path) {
     let mut command = pair.east.command(["protect", GROUP, "old", "--no-wait", "--backing"]);
     tool::check(command.arg(disk));
-}
-
-fn wait_whole(pair: &Pair) {
-    wait_until("the replica is whole, and has everything", PATIENCE, || {
-        let (east, west) = (pair.east.group(), pair.west.group());
-        let lsn = number(&east["positions"]["durable"]);
-        east["replicas"][0]["catching_up"].is_null()
-            && number(&west["positions"]["durable"]) == lsn
-            && !west["window"].is_null()
-            && number(&west["window"]["latest"]["lsn"]) == lsn
-    });
 }
 
 fn newest(pair: &Pair) -> Vec<u8> {
@@ -116,7 +105,7 @@ fn only_what_differs_travels() {
     wait_used(&pair);
     pair.west.kill();
     pair.west.start();
-    wait_whole(&pair);
+    wait_whole(&pair.east, &pair.west);
     let travelled = (relay.bytes().0 - before) as usize;
     println!(
         "{} MiB of data, {} MiB in pieces that differ: {} MiB travelled",
@@ -155,7 +144,7 @@ fn a_copy_of_something_else_does_no_harm() {
     pair.east.start();
     pair.wait_connected();
     protect(&pair, &scratch.join("disk.img"));
-    wait_whole(&pair);
+    wait_whole(&pair.east, &pair.west);
     assert!(newest(&pair) == image);
     assert_eq!(told(&pair).map(|seed| number(&seed["used_bytes"])), Some(0));
 }
@@ -177,7 +166,7 @@ fn a_copy_that_changes_is_left_alone() {
     for piece in 0..DATA_BYTES / (256 << 10) {
         copy.write_all_at(b"changed", (piece * (256 << 10)) as u64).expect("it is changed");
     }
-    wait_whole(&pair);
+    wait_whole(&pair.east, &pair.west);
     assert!(newest(&pair) == image);
     let seed = told(&pair).expect("the volume is there");
     // Unless all of it was used before.

@@ -29,10 +29,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use support::node::{GROUP, Pair, Volume, number};
+use support::node::{GROUP, Pair, Volume, wait_whole};
 use support::random::Random;
 use support::relay::Relay;
-use support::{Scratch, tool, wait_until};
+use support::{Scratch, tool};
 use transport::nbd::client::{Address, Client};
 
 const PATIENCE: Duration = Duration::from_secs(1_800);
@@ -134,14 +134,7 @@ fn landfall(dir: &Path, log_limit: &str) -> Took {
     let (read, sent_before) = (read_by(west), sent());
     let start = Instant::now();
     pair.east.start();
-    wait_until("the old primary is a whole replica", PATIENCE, || {
-        let (from, to) = (pair.west.group(), pair.east.group());
-        let lsn = number(&from["positions"]["durable"]);
-        from["replicas"][0]["catching_up"].is_null()
-            && to["role"] == "replica"
-            && !to["window"].is_null()
-            && number(&to["window"]["latest"]["lsn"]) == lsn
-    });
+    wait_whole(&pair.west, &pair.east);
     let seconds = start.elapsed().as_secs_f64();
     Took { seconds, read: read_by(west) - read + read_by(pair.east.pid()), sent: sent() - sent_before }
 }

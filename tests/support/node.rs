@@ -21,6 +21,8 @@ pub const GROUP: &str = "db";
 
 /// How long anything may take that has no reason to take long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Where much has to be copied on a busy machine.
+const LONG: Duration = Duration::from_secs(120);
 
 /// Two nodes with one group, `east` its primary and `west` its replica.
 #[derive(Debug)]
@@ -128,6 +130,20 @@ impl Pair {
         self.wait_replica(lsn);
         lsn
     }
+}
+
+/// Waits until `replica` is whole and has everything that `primary` has. Nothing may be writing.
+#[track_caller]
+pub fn wait_whole(primary: &Node, replica: &Node) {
+    wait_until("the replica is whole, and has everything", LONG, || {
+        let (from, to) = (primary.group(), replica.group());
+        let lsn = number(&from["positions"]["durable"]);
+        to["role"] == "replica"
+            && from["replicas"][0]["catching_up"].is_null()
+            && number(&to["positions"]["durable"]) == lsn
+            && !to["window"].is_null()
+            && number(&to["window"]["latest"]["lsn"]) == lsn
+    });
 }
 
 /// One daemon.
