@@ -282,7 +282,8 @@ const PLACE_BYTES: usize = 64 << 10;
 const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
-const VERSION: u8 = 5;
+/// The newest version of the file's format.
+pub const VERSION: u8 = 5;
 
 const BODY: bincode::config::Configuration<
     bincode::config::LittleEndian,

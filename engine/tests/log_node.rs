@@ -13,7 +13,7 @@ use engine::node::config::{Config, OnFull, Retention};
 use engine::node::primary::Submitted;
 use engine::node::work::{Job, Lane};
 use engine::peer::{Rebuff, TakesBack};
-use engine::state::{Error as StateError, Role, StateFile};
+use engine::state::{Error as StateError, Role, StateFile, VERSION};
 use engine::types::{Epoch, Extent, Lsn, Position, Reign, VolumeId};
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -654,7 +654,7 @@ fn w33_a_state_that_cannot_be_used_is_not_replaced() {
     let half = bytes.len() / 2;
     let mut newer = bytes.clone();
     for place in [0, half] {
-        newer[place + 8] = 5;
+        newer[place + 8] = VERSION + 1;
         let len = u32::from_le_bytes(newer[place + 24..place + 28].try_into().expect("four bytes")) as usize;
         let mut hasher = crc32fast::Hasher::new_with_initial(1);
         hasher.update(&newer[place..place + 12]);
@@ -664,8 +664,9 @@ fn w33_a_state_that_cannot_be_used_is_not_replaced() {
     }
     let mut damaged = bytes.clone();
     (damaged[20], damaged[half + 20]) = (!damaged[20], !damaged[half + 20]);
+    let too_new = format!("format version {} is newer than this program understands", VERSION + 1);
     let cases: [(Option<Vec<u8>>, &str); 4] = [
-        (Some(newer), "format version 5 is newer than this program understands"),
+        (Some(newer), &too_new),
         (Some(damaged), "is damaged in both of its places"),
         (Some(vec![0; bytes.len()]), "holds a log but no state file"),
         (None, "holds a log but no state file"),
