@@ -48,6 +48,7 @@ pub mod faulty;
 pub mod guest;
 pub mod index;
 pub mod io;
+pub mod kept;
 pub mod lacks;
 pub mod log;
 pub mod node;

@@ -54,11 +54,13 @@ pub enum Mistake {
     ScrubOverWrites,
     /// A part that a replica wants again is forgotten once its span has begun.
     ForgetRepair,
+    /// What a kept mark needs of a base image is overwritten without being saved.
+    ForgetSaved,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 23] = [
+    pub const ALL: [Mistake; 24] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -82,6 +84,7 @@ impl Mistake {
         Mistake::HandOverEarly,
         Mistake::ScrubOverWrites,
         Mistake::ForgetRepair,
+        Mistake::ForgetSaved,
     ];
 }
 

@@ -6,11 +6,12 @@
 
 use crate::guest::{Piece, Stretch};
 use crate::io::File;
+use crate::kept::KeptMarks;
 use crate::log::chain::Tip;
 use crate::log::format::{HEADER_BYTES, Seed};
 use crate::log::scan::{Depth, Scan, Stop};
 use crate::overlay::Content;
-use crate::types::{Extent, Lsn};
+use crate::types::{Extent, Lsn, VolumeId};
 use bytes::{Bytes, BytesMut};
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;
@@ -38,6 +39,17 @@ pub(crate) enum From {
     Plain(Arc<dyn File>),
     /// In a record's payload.
     Record(InRecord),
+    /// Wherever a kept mark finds it when it is read.
+    Kept(AtKept),
+}
+
+/// A volume at a kept mark.
+#[derive(Clone)]
+pub(crate) struct AtKept {
+    pub(crate) marks: Arc<KeptMarks>,
+    pub(crate) at: Lsn,
+    pub(crate) volume: VolumeId,
+    pub(crate) base: Arc<dyn File>,
 }
 
 /// A stretch of a payload in a segment file.
@@ -82,6 +94,7 @@ impl Plan {
                 From::Record(record) => {
                     From::Record(InRecord { offset: record.offset + skip, ..record.clone() })
                 }
+                From::Kept(kept) => From::Kept(kept.clone()),
             };
             Some((cut, from))
         });
@@ -95,7 +108,9 @@ impl Plan {
     pub fn read(&self, wait: Wait) -> Result<Vec<Piece>> {
         let mut logged = match wait {
             Wait::Yes => self.read_records()?.into_iter(),
-            Wait::No if self.parts.iter().any(|(_, from)| matches!(from, From::Record(_))) => {
+            Wait::No
+                if self.parts.iter().any(|(_, from)| matches!(from, From::Record(_) | From::Kept(_))) =>
+            {
                 return Err(ErrorKind::WouldBlock.into());
             }
             Wait::No => Vec::new().into_iter(),
@@ -114,6 +129,9 @@ impl Plan {
                     pieces.push(piece(bytes.freeze()));
                 }
                 From::Record(_) => pieces.push(piece(logged.next().expect("each of them was read"))),
+                From::Kept(AtKept { marks, at, volume, base }) => {
+                    pieces.extend(marks.read(*at, *volume, *part, &**base)?);
+                }
             }
         }
         Ok(pieces)
@@ -124,7 +142,7 @@ impl Plan {
     fn read_records(&self) -> Result<Vec<Bytes>> {
         let of_record = |(part, from): &(Extent, From)| match from {
             From::Record(record) => Some((record.clone(), part.len as usize)),
-            From::Memory(_) | From::Plain(_) => None,
+            From::Memory(_) | From::Plain(_) | From::Kept(_) => None,
         };
         let records: Vec<_> = self.parts.iter().filter_map(of_record).collect();
         let mut order: Vec<usize> = (0..records.len()).collect();
@@ -184,6 +202,13 @@ impl Plan {
                         break;
                     }
                 }
+                From::Kept(AtKept { marks, at, volume, base }) => {
+                    let told = marks.status(*at, *volume, *part, &**base)?;
+                    let covered: u64 = told.iter().map(|stretch| stretch.len).sum();
+                    if !told.iter().all(|stretch| push(stretch.len, stretch.hole)) || covered < part.len {
+                        break;
+                    }
+                }
                 From::Plain(file) => {
                     let mut at = part.offset;
                     while at < part.end() {
@@ -211,7 +236,7 @@ impl Plan {
 }
 
 /// Zeros are told as a hole, so that a front end can spare the line.
-fn piece(bytes: Bytes) -> Piece {
+pub(crate) fn piece(bytes: Bytes) -> Piece {
     if bytes.len() >= HOLE_BYTES && is_zero(&bytes) {
         Piece::Hole(bytes.len() as u64)
     } else {

@@ -153,6 +153,17 @@ pub struct SizeBefore {
     pub kept: u64,
 }
 
+/// A mark that stays a point behind the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Kept {
+    /// Its LSN. Above `base` it is one that a fold goes to, and not kept yet.
+    pub at: Lsn,
+    /// The number of its file.
+    pub number: u64,
+    /// Bytes of the file that are durable.
+    pub bytes: u64,
+}
+
 /// The state of one group on one node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct State {
@@ -213,10 +224,12 @@ pub struct State {
     pub branch_gaps: Vec<Gap>,
     /// Sizes that volumes had before a sync span brought another one.
     pub sizes: Vec<SizeBefore>,
+    /// The marks that are kept, oldest first.
+    pub kept: Vec<Kept>,
 }
 
-/// The fields that versions 2 to 5 have added at the end. All of them are zero bytes as long as they are not used.
-const ADDED_FIELDS: [usize; 4] = [4, 6, 1, 1];
+/// The fields that versions 2 to 6 have added at the end. All of them are zero bytes as long as they are not used.
+const ADDED_FIELDS: [usize; 5] = [4, 6, 1, 1, 1];
 
 impl State {
     /// Where the state is kept that the log goes on from.
@@ -241,6 +254,7 @@ impl State {
             || !self.stale_disks.is_empty()
             || self.handed_over.is_some();
         match (returns, spans) {
+            _ if !self.kept.is_empty() => 6,
             _ if !self.sizes.is_empty() => 5,
             _ if !self.branch_gaps.is_empty() => 4,
             (true, _) => 3,
@@ -283,7 +297,7 @@ const PLACES: u64 = 2;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"LFSTAT\x1a\n";
 /// The newest version of the file's format.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 const BODY: bincode::config::Configuration<
     bincode::config::LittleEndian,

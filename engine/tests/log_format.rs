@@ -10,6 +10,7 @@ use common::crash::CrashDisk;
 use common::logs::{self, Facts, Writer};
 use common::story::{self, VOLUME_BYTES};
 use common::{A, B, Driven};
+use engine::catalog::MarkKind;
 use engine::digest::Digest;
 use engine::event::{
     self, Kind, Marked, OnMismatch, Opened, Promoted, Scrubbed, Spanned, VolumeDefined, VolumeSpec,
@@ -19,8 +20,9 @@ use engine::log::chain::Tip;
 use engine::log::format::{HEADER_BYTES, Header, SEGMENT_HEADER_BYTES, Seed, SegmentHeader, aligned};
 use engine::log::{Draft, Log, make_spare};
 use engine::node::config::{Config, Retention};
+use engine::node::keep::Keep;
 use engine::state::{
-    Branch, Coarse, Diverged, Gap, Hydration, Keeps, Lost, Role, SizeBefore, State, StateFile,
+    Branch, Coarse, Diverged, Gap, Hydration, Keeps, Kept, Lost, Role, SizeBefore, State, StateFile,
 };
 use engine::types::{
     Checksum, Epoch, Extent, GroupId, Incarnation, Lsn, NodeId, Position, Reign, Timestamp, VolumeId,
@@ -209,6 +211,7 @@ fn first_state(log: &Log) -> State {
         handed_over: None,
         branch_gaps: Vec::new(),
         sizes: Vec::new(),
+        kept: Vec::new(),
     }
 }
 
@@ -476,6 +479,7 @@ fn state() -> State {
         handed_over: None,
         branch_gaps: Vec::new(),
         sizes: Vec::new(),
+        kept: Vec::new(),
     }
 }
 
@@ -541,6 +545,55 @@ fn sizes_before_a_span_are_on_record() {
     pin("state-5", &disk.bytes("g/state"));
     let read = StateFile::open(&*disk.storage(), "g/state").expect("sound").expect("there").get();
     assert_eq!((disk.bytes("g/state")[8], read), (5, expected));
+}
+
+/// And version 6 only where marks are kept.
+#[test]
+fn kept_marks_are_on_record() {
+    let size = SizeBefore { volume: VolumeId(1), at: reign().branch, before: 8 << 30, kept: 4 << 30 };
+    let kept = vec![
+        Kept { at: Lsn(249), number: 3, bytes: 5 << 30 },
+        Kept { at: Lsn(65_536), number: 7, bytes: 120 },
+    ];
+    let expected = State { sizes: vec![size], kept, ..apart(newest_state()) };
+    let disk = CrashDisk::new();
+    disk.storage().create_dir("g").expect("made");
+    StateFile::create(&*disk.storage(), "g", "g/state", expected.clone()).expect("made");
+    pin("state-6", &disk.bytes("g/state"));
+    let read = StateFile::open(&*disk.storage(), "g/state").expect("sound").expect("there").get();
+    assert_eq!((disk.bytes("g/state")[8], read), (6, expected));
+}
+
+/// The file of a kept mark: its header, data that was overwritten since, and zeros likewise.
+#[test]
+fn the_file_of_a_kept_mark_is_as_ever() {
+    let disk = CrashDisk::new();
+    let mut config = common::replica_config("g");
+    let keep = Keep { named: 1, bytes: u64::MAX, ..Keep::default() };
+    config.retention = Retention { bytes: 128 << 10, age_ns: u64::MAX, keep };
+    let primary = CrashDisk::new();
+    let mut primary = Driven::open(primary.storage(), common::primary_config("g")).expect("made");
+    let mut replica = Driven::open(disk.storage(), config.clone()).expect("made");
+    primary.write(VolumeId(1), 4096, b"what was there before").expect("written");
+    let now = primary.now();
+    let at = primary.node.mark(now, "before-upgrade", MarkKind::Application).expect("marked");
+    for number in 1..=60_u8 {
+        primary.write(VolumeId(1), 0, &[number; 4200]).expect("written");
+        primary.write(VolumeId(2), 8192, &[number; 512]).expect("written");
+    }
+    primary.flush().expect("flushed");
+    common::replicate(&mut primary, &mut replica);
+    replica.work();
+    let [kept] = replica.node.state().kept[..] else { panic!("one mark is kept") };
+    let path = format!("g/kept/{}", kept.number);
+    pin("kept", &disk.bytes(&path));
+    drop(replica);
+    disk.put(&path, &fixture("kept"));
+    let mut replica = Driven::open(disk.killed().storage(), config).expect("opened");
+    assert_eq!(replica.node.kept_marks()[0].0.at, at);
+    let (data, wal) = (replica.read_point(VolumeId(1), at), replica.read_point(VolumeId(2), at));
+    assert_eq!(&data[4096..4117], b"what was there before");
+    assert!(data[..4096].iter().chain(&wal).all(|&byte| byte == 0));
 }
 
 /// And version 3 only where version 2 would not do.

@@ -445,7 +445,7 @@ fn w30_a_clock_that_jumps() {
     }
     // Retention by age under the same clock: points go, in order, and those that stay are exact.
     let mut config = keeper();
-    config.retention = Retention { bytes: u64::MAX, age_ns: DAY };
+    config.retention = Retention { bytes: u64::MAX, age_ns: DAY, ..Retention::default() };
     drop(replica);
     let mut replica = Driven::open(there.storage(), config).expect("opened");
     let mut horizon = Lsn::ZERO;

@@ -137,7 +137,7 @@ fn retention_folds_and_points_stay_exact() {
     let mut primary = Driven::open(here.storage(), primary_config("g")).expect("opened");
     let config = || {
         let mut config = replica_config("g");
-        config.retention = Retention { bytes: 300 << 10, age_ns: u64::MAX };
+        config.retention = Retention { bytes: 300 << 10, age_ns: u64::MAX, ..Retention::default() };
         config
     };
     let mut replica = Driven::open(there.storage(), config()).expect("opened");

@@ -9,7 +9,9 @@
 //! - one that is held open does not move, however far retention comes, also in the middle of a fold, and also through a
 //!   plan that was made when it was opened; a kill takes the opening and not the point;
 //! - one that is retired is refused for good, and so is one whose records were left out or only half made up for;
-//! - any other is served.
+//! - any other is served;
+//! - marks that are kept behind the window show what any point does, for as long as they are kept, however the base images
+//!   move on, and whatever is thinned around them.
 
 mod common;
 #[path = "random_points/judge.rs"]
@@ -46,6 +48,11 @@ struct Tally {
     trims: u32,
     retired_refused: u32,
     coarse_refused: u32,
+    marks: u32,
+    kept: BTreeSet<(u64, u64)>,
+    kept_looks: u32,
+    kept_held: u32,
+    thinned: u32,
 }
 
 impl Pair<'_> {
@@ -125,6 +132,7 @@ impl Pair<'_> {
             if lacks.is_none() && window.is_some_and(|window| window.latest == latest.lsn) {
                 assert!(latest.lsn.0 >= self.plain.last() && self.tip() == latest.lsn.0);
                 self.check_primary();
+                self.look_at_kept();
                 (self.first..=latest.lsn.0 + 1).for_each(|at| {
                     self.visit(at);
                 });
@@ -147,8 +155,10 @@ fn a_thousand_points_at_random_lsns_are_what_was_written() {
     let mut tally = Tally::default();
     SEEDS.for_each(|seed| run(seed, &mut tally));
     let points = tally.points.len();
+    let kept = tally.kept.len();
     tally.points.clear();
-    println!("{points} points; {tally:?}");
+    tally.kept.clear();
+    println!("{points} points, {kept} kept marks; {tally:?}");
     assert!(points >= 1_000, "{points} points");
     let Tally { folds, folds_cut, looks_in_folds, held_over_folds, held_over_kills, .. } = tally;
     assert!(folds > 0 && folds_cut > 0 && looks_in_folds > 0, "{tally:?}");
@@ -157,6 +167,7 @@ fn a_thousand_points_at_random_lsns_are_what_was_written() {
     assert!(tally.jumps > 0 && tally.spans > 0, "{tally:?}");
     assert!(tally.grown > 0 && tally.shrunk > 0 && tally.trims > 0, "{tally:?}");
     assert!(tally.resizes_left_out > 0, "{tally:?}");
+    assert!(kept >= 100 && tally.kept_looks > 0 && tally.kept_held > 0 && tally.thinned > 0, "{tally:?}");
     assert!(tally.retired_refused > 0 && tally.coarse_refused > 0, "{tally:?}");
 }
 
@@ -175,6 +186,7 @@ fn mistakes_are_found() {
         Mistake::CopyOverWrites,
         Mistake::ShipBeforeDurable,
         Mistake::DropLastOfBatch,
+        Mistake::ForgetSaved,
     ];
     let missed: Vec<Mistake> = mistakes
         .into_iter()

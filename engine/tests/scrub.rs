@@ -38,7 +38,7 @@ fn small(config: Config) -> Config {
     let log = LogLimits { segment_bytes: 64 << 10, log_bytes: 64 * (64 << 10), recent_bytes: 32 << 10 };
     let limits =
         Limits { log, spare_segments: 1, apply_bytes: 32 << 10, checkpoint_ms: 100, ..config.limits };
-    let retention = Retention { bytes: 3 * (64 << 10), age_ns: u64::MAX };
+    let retention = Retention { bytes: 3 * (64 << 10), age_ns: u64::MAX, ..Retention::default() };
     Config { on_full: OnFull::Track, limits, retention, ..config }
 }
 

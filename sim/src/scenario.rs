@@ -471,6 +471,7 @@ impl Reader<'_> {
             retention: Retention {
                 bytes: policy.retention_mib << 20,
                 age_ns: (policy.retention_seconds.max(0.0) * 1e9) as u64,
+                ..Retention::default()
             },
             ack: match policy.ack {
                 Ack::Local => AckPolicy::Local,

@@ -1,5 +1,6 @@
 //! What an operator decides about a group on a node.
 
+use super::keep::Keep;
 use crate::log;
 use crate::types::{GroupId, NodeId};
 use std::collections::BTreeMap;
@@ -60,18 +61,20 @@ pub enum Start {
     Replica,
 }
 
-/// How long a replica keeps every write selectable. The window ends at whichever comes first.
+/// How long a replica keeps every write selectable. The window ends at whichever comes first; behind it some marks are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Bytes of log.
     pub bytes: u64,
     /// Nanoseconds, by the records' own times.
     pub age_ns: u64,
+    /// See [`Keep`].
+    pub keep: Keep,
 }
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { bytes: 8 << 30, age_ns: 24 * 3600 * 1_000_000_000 }
+        Retention { bytes: 8 << 30, age_ns: 24 * 3600 * 1_000_000_000, keep: Keep::default() }
     }
 }
 

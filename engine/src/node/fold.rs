@@ -4,16 +4,22 @@
 //! then log files are used again. Until it does, reads find what is folded in the log, which is newer than whatever
 //! the base holds: a fold that dies is begun again.
 //!
+//! A mark that is to outlive the window ([`keep`](super::keep)) is folded to first, and its file made before its points are
+//! retired. Before anything of a base image is overwritten, what it holds is durable in the file of the newest mark that
+//! is kept by then.
+//!
 //! A record of a replica's log that has rotted stops the fold that needs it, and nothing else: the extent is asked for
 //! ([`check`](super::check)), and once it was found well again the fold goes on from there. The points between show the
 //! damage, or refuse to be read, and are retired with it.
 
 use super::Node;
+use super::keep::{Keeping, remove_files};
 use super::work::Job;
 use crate::guest::Piece;
-use crate::io::File;
+use crate::io::{File, Storage, is_no_space};
+use crate::kept::{self, KeptMarks};
 use crate::read::{Plan, Wait};
-use crate::state::{Keeps, Role, StateFile};
+use crate::state::{Keeps, Kept, Role, StateFile};
 use crate::types::{Extent, Lsn, Now, VolumeId};
 use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
@@ -37,6 +43,18 @@ pub struct Fold {
     /// The oldest point from here on: behind a sync span, if `upto` lies within it.
     horizon: Lsn,
     volumes: Vec<FoldVolume>,
+    /// `upto` is a mark that is kept from then on.
+    keeping: Option<Keeping>,
+    saving: Saving,
+}
+
+/// Where what the base images hold goes before they are overwritten.
+struct Saving {
+    storage: Arc<dyn Storage>,
+    dir: String,
+    marks: Arc<KeptMarks>,
+    /// The base images hold everything up to here.
+    base: Lsn,
 }
 
 /// What a fold came to.
@@ -56,20 +74,60 @@ pub enum Folded {
 }
 
 impl Fold {
-    pub(super) fn run(self) -> Result<Folded, String> {
+    pub(super) fn run(mut self) -> Result<Folded, String> {
         let (upto, horizon) = (self.upto, self.horizon);
         if planted!(FoldBeforeRetiring) {
             let _ = self.write_bases()?;
         }
+        let kept = self.keeping.take().and_then(Keeping::make);
+        let (layer, kept) = kept.map_or((None, None), |(layer, kept)| (Some(layer), Some(kept)));
         // Retire, durably, before anything is overwritten.
-        let retired = self.file.update(|state| state.horizon = state.horizon.max(horizon));
-        retired.map_err(|error| error.to_string())?;
+        let retired = self.file.update(|state| {
+            state.horizon = state.horizon.max(horizon);
+            // The base images go beyond a mark that an earlier fold was to go to: something of it has rotted.
+            state.kept.retain(|kept| kept.at <= state.base || kept.at >= upto);
+            state.kept.extend(kept);
+        });
+        let state = retired.map_err(|error| error.to_string())?;
+        self.saving.marks.retain(&state.kept);
+        layer.into_iter().for_each(|layer| self.saving.marks.push(layer));
+        let saved = self.save()?;
         let written = self.write_bases()?;
-        if written == Folded::All {
-            let folded = self.file.update(|state| state.base = state.base.max(upto));
-            folded.map_err(|error| error.to_string())?;
-        }
+        let folded = self.file.update(|state| {
+            if written == Folded::All {
+                state.base = state.base.max(upto);
+            }
+            for kept in &mut state.kept {
+                kept.bytes =
+                    saved.filter(|saved| saved.number == kept.number).map_or(kept.bytes, |saved| saved.bytes);
+            }
+        });
+        folded.map_err(|error| error.to_string())?;
         Ok(written)
+    }
+
+    /// Puts what is about to be overwritten into the newest kept mark's file, durably. If that cannot be, kept marks are
+    /// given up, the oldest first, until it can or there is none.
+    fn save(&self) -> Result<Option<Kept>, String> {
+        let Saving { storage, dir, marks, base } = &self.saving;
+        while let Some(layer) = marks.newest(*base).filter(|_| !planted!(ForgetSaved)) {
+            let put = self.volumes.iter().try_for_each(|FoldVolume { id, base, pieces }| {
+                pieces.iter().try_for_each(|(extent, _)| kept::save(&layer, *id, *extent, &**base))
+            });
+            let error = match put.and_then(|()| layer.sync()) {
+                Ok(bytes) => return Ok(Some(Kept { at: layer.mark().at, number: layer.number(), bytes })),
+                Err(error) => error,
+            };
+            // Nothing is known of a file that could not be synced, but for space there may be some.
+            let oldest = marks.marks().first().map(|(mark, _)| mark.at).filter(|_| is_no_space(&error));
+            let through = oldest.unwrap_or(layer.mark().at);
+            tracing::warn!(%error, %through, "kept marks are given up: what a fold overwrites cannot be saved");
+            let state = self.file.update(|state| state.kept.retain(|kept| kept.at > through));
+            let state = state.map_err(|error| error.to_string())?;
+            marks.retain(&state.kept);
+            remove_files(&**storage, dir, &state.kept);
+        }
+        Ok(None)
     }
 
     fn write_bases(&self) -> Result<Folded, String> {
@@ -113,6 +171,8 @@ impl Node {
         let asks = self.state.role == Role::Replica;
         self.checks.forget_damage_beyond(self.log.durable().lsn, asks);
         let (upto, horizon) = self.fold_limit(now)?;
+        let keeps = self.next_to_keep(upto);
+        let (upto, horizon) = keeps.map_or((upto, horizon), |at| (at, at));
         let mut volumes = Vec::new();
         for volume in self.volumes.values() {
             let base = volume.base.clone()?;
@@ -130,14 +190,22 @@ impl Node {
         }
         // From here on nobody may open a point that the job is about to overwrite; the job puts it on record.
         self.state.horizon = self.state.horizon.max(horizon);
-        Some(Job::Fold(Fold { file, upto, horizon, volumes }))
+        let keeping = keeps.and_then(|at| self.keeping(at));
+        let saving = Saving {
+            storage: self.storage.clone(),
+            dir: self.config.dir.clone(),
+            marks: self.kept.clone(),
+            base: self.state.base,
+        };
+        Some(Job::Fold(Box::new(Fold { file, upto, horizon, volumes, keeping, saving })))
     }
 
     /// Up to where to fold, if it is time to: whole segments, a few at once, nothing that is in use.
     fn fold_limit(&self, now: Now) -> Option<(Lsn, Lsn)> {
         self.index.as_ref()?;
-        let pins = self.pins.keys().next().copied().filter(|_| !planted!(PrunePinned));
-        let pinned = pins.unwrap_or(Lsn(u64::MAX));
+        // What is behind the window already is kept, and holds nothing up.
+        let mut pins = self.pins.range(self.state.horizon..).map(|(&lsn, _)| lsn);
+        let pinned = pins.next().filter(|_| !planted!(PrunePinned)).unwrap_or(Lsn(u64::MAX));
         match self.checks.damage() {
             // It waits for the primary.
             Some(None) => return None,

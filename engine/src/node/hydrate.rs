@@ -5,6 +5,7 @@
 //! in the state; a pass that dies is begun again from the note. The last stretch is applied as after any restart.
 
 use super::fold::copy;
+use super::keep::remove_files;
 use super::work::Job;
 use super::{Node, open};
 use crate::io::File;
@@ -178,6 +179,8 @@ impl Node {
                 if keeps == Keeps::Disks {
                     state.keeps = Some(Keeps::Nothing);
                     state.coarse = Vec::new();
+                    // Guests are about to write where the base images were.
+                    state.kept = Vec::new();
                 }
             });
             recorded.map_err(|error| error.to_string())
@@ -189,6 +192,8 @@ impl Node {
                 if keeps == Keeps::Disks {
                     self.index = None;
                     self.coarse = Vec::new();
+                    self.kept.retain(&[]);
+                    remove_files(&*self.storage, &self.config.dir, &[]);
                     for volume in self.volumes.values_mut() {
                         volume.backing = volume.base.take();
                     }

@@ -19,6 +19,7 @@
 //! | [`replica`] | following a primary |
 //! | `protect` | volumes that join a group while it runs |
 //! | [`mark`] | named points |
+//! | [`keep`] | marks that outlive the window |
 //! | `resize` | the sizes of volumes, and their changing |
 //! | [`promote`] | changing roles |
 //! | [`rejoin`] | an old primary that is taken back |
@@ -48,6 +49,7 @@ mod disks;
 pub mod fold;
 pub mod handover;
 pub mod hydrate;
+pub mod keep;
 pub mod mark;
 pub mod open;
 pub mod points;
@@ -69,6 +71,7 @@ use crate::extents::Extents;
 use crate::guest::Refusal;
 use crate::index::Index;
 use crate::io::{File, Storage};
+use crate::kept::KeptMarks;
 use crate::log::{self, Log};
 use crate::overlay::Overlay;
 use crate::state::{Coarse, Role, State, StateFile};
@@ -167,6 +170,10 @@ pub struct Node {
     /// Stretches of LSNs that are no points, as far as the log was read; on record with the next checkpoint.
     pub(crate) coarse: Vec<Coarse>,
     pub(crate) failed: Option<Failed>,
+    /// Marks that are points behind the window.
+    pub(crate) kept: Arc<KeptMarks>,
+    /// The marks in the log that the base images do not hold yet.
+    pub(crate) marks: BTreeMap<Lsn, keep::Candidate>,
     /// How often each point is in use.
     pub(crate) pins: BTreeMap<Lsn, u32>,
     pub(crate) work: work::Work,

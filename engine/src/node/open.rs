@@ -14,6 +14,7 @@ use super::disks::{
     Presence, backing_path, check_new_backing, check_new_backings, make_disk, open_backing, open_in_place,
     open_kept,
 };
+use super::keep::Candidate;
 use super::resize::{Sizes, gain_of, lengthen, sizes_of};
 use super::span::Lack;
 use super::{Follower, Node, Volume, coarse, work::Work};
@@ -24,6 +25,7 @@ use crate::event::{
 use crate::extents::Extents;
 use crate::index::{Index, Source};
 use crate::io::{Storage, make_dir};
+use crate::kept::KeptMarks;
 use crate::lacks;
 use crate::log::chain::Tip;
 use crate::log::format::Header;
@@ -387,7 +389,7 @@ pub(super) fn load(
     storage: Arc<dyn Storage>,
     config: Config,
     file: Option<Arc<StateFile>>,
-    state: State,
+    mut state: State,
     lock: Arc<dyn Send + Sync>,
 ) -> Result<(Node, Report), Error> {
     let keeps = state.keeps();
@@ -397,6 +399,7 @@ pub(super) fn load(
     let mut defined: BTreeMap<VolumeId, Lsn> = BTreeMap::new();
     let mut in_place: BTreeSet<VolumeId> = BTreeSet::new();
     let mut sizes = Sizes::default();
+    let mut marks = BTreeMap::new();
     let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
     let mut coarse = state.coarse.clone();
     let (mut lacks, mut diverged) = read_lacks(&*storage, &config, &state)?;
@@ -439,6 +442,9 @@ pub(super) fn load(
                 if coarse::defines_in_place(header) && !state.wrote(header.epoch) {
                     coarse::await_data(&mut coarse, header, specs.len());
                 }
+            }
+            if header.kind == Kind::Mark && index.is_some() && header.lsn > state.base {
+                marks.insert(header.lsn, Candidate::of(header));
             }
             let mut gone = None;
             if header.kind == Kind::Resize {
@@ -531,6 +537,10 @@ pub(super) fn load(
         }
         volumes.insert(id, Volume { spec, defined, in_place, resizes, backing, base, active, frozen: None });
     }
+    let (kept, whole) = KeptMarks::open(&*storage, &config.dir, &state.kept).map_err(io(&config.dir))?;
+    if let (Some(file), true) = (&file, whole.len() < state.kept.len()) {
+        state = file.update(|state| state.kept = whole)?;
+    }
     let followers = config
         .replicas
         .iter()
@@ -568,6 +578,8 @@ pub(super) fn load(
         brought: VecDeque::new(),
         coarse,
         failed: None,
+        kept: Arc::new(kept),
+        marks,
         pins: BTreeMap::new(),
         waiters: VecDeque::new(),
         answers: Vec::new(),
@@ -712,6 +724,7 @@ fn unborn_state(node: crate::types::NodeId) -> State {
         takes_back: false,
         stale_disks: Vec::new(),
         handed_over: None,
+        kept: Vec::new(),
     }
 }
 

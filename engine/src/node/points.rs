@@ -6,7 +6,7 @@ use super::Node;
 use crate::changes::{Budget, Changes};
 use crate::io::File;
 use crate::log::ship::ReadError;
-use crate::read::Plan;
+use crate::read::{AtKept, From, Plan};
 use crate::types::{Extent, Lsn, Timestamp, VolumeId};
 use std::sync::Arc;
 
@@ -114,7 +114,9 @@ impl Node {
     /// # Errors
     /// [`Error`].
     pub fn pin(&mut self, at: Lsn) -> Result<(), Error> {
-        self.check_point(at)?;
+        if !self.is_kept(at) {
+            self.check_point(at)?;
+        }
         *self.pins.entry(at).or_default() += 1;
         Ok(())
     }
@@ -125,6 +127,7 @@ impl Node {
         *uses -= 1;
         if *uses == 0 {
             self.pins.remove(&at);
+            self.work.thin = true;
         }
     }
 
@@ -134,7 +137,13 @@ impl Node {
         debug_assert!(self.pins.contains_key(&at), "a point is opened before it is read");
         let at = if planted!(MovingPoint) { self.log.durable().lsn } else { at };
         let volume = self.volumes.get(&id)?;
-        extent.fits(volume.size_at(at)).then(|| self.plan_at(id, at, extent)).flatten()
+        if at >= self.state.horizon {
+            return extent.fits(volume.size_at(at)).then(|| self.plan_at(id, at, extent)).flatten();
+        }
+        let mark = self.kept.find(at)?;
+        let spec = mark.volumes.iter().find(|spec| spec.id == id)?;
+        let kept = AtKept { marks: self.kept.clone(), at, volume: id, base: volume.base.clone()? };
+        extent.fits(spec.size).then(|| Plan::new(extent, vec![(extent, From::Kept(kept))]))
     }
 
     /// What guests write to a volume of `size` bytes at an open point is kept in `file`, which is empty: nothing of it

@@ -217,6 +217,7 @@ impl Node {
             index.truncate_after(at);
         }
         self.cut_volumes(at);
+        self.marks.split_off(&at.next());
         self.followers.values_mut().for_each(|follower| *follower = Follower::default());
         let failed = |node: &mut Node, reason: String| {
             node.fail(now, reason.clone());

@@ -176,6 +176,7 @@ impl Node {
             open::load(self.storage.clone(), self.config.clone(), file, self.state.clone(), lock)?;
         // Points that are in use, and answers that are due, are what they were.
         node.pins = std::mem::take(&mut self.pins);
+        node.take_kept(self);
         node.next_ticket = self.next_ticket;
         self.refuse_waiters(crate::guest::Refusal::Shutdown);
         node.answers = std::mem::take(&mut self.answers);

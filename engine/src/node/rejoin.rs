@@ -155,10 +155,14 @@ impl Node {
             state.uncommitted = None;
             state.takes_back = false;
             state.handed_over = None;
+            // One that a fold was to go to.
+            state.kept.retain(|kept| kept.at <= cut);
             if is_exact {
                 Node::cut_coarse(cut, &mut state.coarse);
             } else {
                 (state.base, state.horizon) = (base, base);
+                // The base images hold what only the branch had, and a layer what was before that.
+                state.kept = Vec::new();
                 let whole = Coarse { from: Lsn::ZERO, begun: cut, to: None };
                 state.coarse = if diverged.is_empty() { Vec::new() } else { vec![whole] };
             }
@@ -204,6 +208,7 @@ impl Node {
                 node.answers = std::mem::take(&mut self.answers);
                 node.next_ticket = self.next_ticket;
                 node.pins = std::mem::take(&mut self.pins);
+                node.take_kept(self);
                 *self = node;
                 Ok(())
             }

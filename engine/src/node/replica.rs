@@ -176,6 +176,7 @@ impl Node {
                 index.truncate_after(cut);
             }
             self.cut_volumes(cut);
+            self.marks.split_off(&cut.next());
         }
         if let Some((_, extents)) = again {
             self.diverged = Some(extents);
@@ -306,7 +307,8 @@ impl Node {
                 }
             }
             Kind::Scrub => self.note_scrub(header, &record.payload),
-            Kind::Open | Kind::Flush | Kind::Mark => {}
+            Kind::Mark => self.note_mark(header),
+            Kind::Open | Kind::Flush => {}
         }
         Ok(())
     }

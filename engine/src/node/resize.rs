@@ -121,6 +121,11 @@ impl Node {
     /// The volumes as they are at `at`.
     #[must_use]
     pub fn specs_at(&self, at: Lsn) -> Vec<VolumeSpec> {
+        if self.is_kept(at)
+            && let Some(mark) = self.kept.find(at)
+        {
+            return mark.volumes;
+        }
         let defined = self.volumes_at(at);
         let volumes = self.volumes.iter().filter(|(id, _)| defined.contains(id));
         volumes.map(|(_, volume)| VolumeSpec { size: volume.size_at(at), ..volume.spec.clone() }).collect()

@@ -12,6 +12,7 @@ use super::check::{Check, Compared};
 use super::checkpoint::{Checkpoint, Recorded};
 use super::fold::{Fold, Folded};
 use super::hydrate::{CatchUp, Hydrate};
+use super::keep::Thin;
 use super::reread::{Read, RereadFile};
 use super::span::{Copied, Copy, Survey, Surveyed};
 use super::verify::{Scanned, Scrub};
@@ -93,6 +94,12 @@ pub(crate) struct Work {
     pub(crate) lacks_changed: bool,
     /// The number of the file that was begun last.
     pub(super) lacks_file: u64,
+    /// Likewise of a kept mark's.
+    pub(super) kept_file: u64,
+    /// A kept mark may have to go.
+    pub(super) thin: bool,
+    /// One that is on its way: nobody opens it any more.
+    pub(super) thinning: Option<Lsn>,
 }
 
 impl Work {
@@ -119,6 +126,9 @@ impl Work {
             copying: false,
             lacks_changed: false,
             lacks_file: 0,
+            kept_file: 0,
+            thin: true,
+            thinning: None,
         }
     }
 
@@ -173,7 +183,9 @@ pub enum Job {
     /// Make what was applied durable, and say so.
     Checkpoint(Box<Checkpoint>),
     /// Retire points and fold the base images.
-    Fold(Fold),
+    Fold(Box<Fold>),
+    /// Give up a kept mark.
+    Thin(Thin),
     /// Fill the disk of a promoted node by one step.
     Hydrate(Hydrate),
     /// Look through a part of the log that is to be given up.
@@ -201,6 +213,8 @@ pub enum Done {
     Checkpoint(Result<Recorded, String>),
     /// Of a fold.
     Fold(Result<Folded, String>),
+    /// Of thinning.
+    Thin(Result<(), String>),
     /// Of a step of filling.
     Hydrate(Result<(), String>),
     /// Of a survey.
@@ -225,6 +239,7 @@ impl Job {
             Job::Make(_) => "make",
             Job::Checkpoint(_) => "checkpoint",
             Job::Fold(_) => "fold",
+            Job::Thin(_) => "thin",
             Job::Hydrate(_) => "hydrate",
             Job::Survey(_) => "survey",
             Job::Copy(_) => "copy",
@@ -242,6 +257,7 @@ impl Job {
             Job::Make(make) => Done::Make(log::make_spare(make)),
             Job::Checkpoint(checkpoint) => Done::Checkpoint(checkpoint.run()),
             Job::Fold(fold) => Done::Fold(fold.run()),
+            Job::Thin(thin) => Done::Thin(thin.run()),
             Job::Hydrate(hydrate) => Done::Hydrate(hydrate.run()),
             Job::Survey(survey) => Done::Survey(survey.run()),
             Job::Copy(copy) => Done::Copy(copy.run()),
@@ -353,6 +369,7 @@ impl Node {
             .poll_checkpoint(now)
             .or_else(|| self.poll_survey())
             .or_else(|| self.poll_fold(now))
+            .or_else(|| self.poll_thin())
             .or_else(|| self.poll_hydrate());
         self.work.bulk = job.is_some();
         job
@@ -501,11 +518,13 @@ impl Node {
                 self.take_state();
                 self.note_fold(now, folded);
                 let base = self.state.base;
+                self.marks = self.marks.split_off(&base.next());
+                self.work.thin = true;
                 if let Some(index) = &mut self.index {
                     index.forget_through(base);
                 }
             }
-            Done::Hydrate(Ok(())) => {
+            Done::Hydrate(Ok(())) | Done::Thin(Ok(())) => {
                 self.work.bulk = false;
                 self.take_state();
             }
@@ -524,6 +543,7 @@ impl Node {
             Done::Checkpoint(Err(reason))
             | Done::Fold(Err(reason))
             | Done::Hydrate(Err(reason))
+            | Done::Thin(Err(reason))
             | Done::Survey(Err(reason)) => {
                 self.work.bulk = false;
                 self.fail(now, reason);

@@ -38,7 +38,7 @@ pub fn primary() -> Config {
 
 pub fn replica() -> Config {
     let mut config = Config { limits: primary().limits, ..replica_config("g") };
-    config.retention = Retention { bytes: 40 << 10, age_ns: u64::MAX };
+    config.retention = Retention { bytes: 40 << 10, age_ns: u64::MAX, ..Retention::default() };
     config
 }
 

@@ -6,6 +6,7 @@ use engine::node::points::Error as NoPoint;
 use engine::peer::Batch;
 use engine::read::Plan;
 use engine::types::{Extent, Lsn};
+use std::collections::BTreeSet;
 
 /// A stretch of LSNs that a replica was not sent, or not all of whose records it had at its end: from `from` to before
 /// `to`, with the end of a span behind `begun`.
@@ -152,7 +153,8 @@ impl Pair<'_> {
         let is_whole = stretch.is_none();
         match self.nodes[WEST].node.pin(Lsn(at)) {
             Ok(()) => {
-                assert!(at >= self.retired, "{story}: it was retired at {}", self.retired);
+                let is_kept = self.kept.contains(&at);
+                assert!(at >= self.retired || is_kept, "{story}: it was retired at {}", self.retired);
                 assert!(at <= durable && !is_left_out, "{story}: nobody can know it");
                 let plans = self.plans(at);
                 self.check(at, &plans);
@@ -175,7 +177,33 @@ impl Pair<'_> {
         false
     }
 
+    /// Every kept mark is one that was set, and shows what was written up to it.
+    pub(crate) fn look_at_kept(&mut self) {
+        let marks = self.nodes[WEST].node.kept_marks();
+        let now: BTreeSet<u64> = marks.iter().map(|(mark, _)| mark.at.0).collect();
+        self.tally.thinned += self.kept.difference(&now).count() as u32;
+        self.kept = now;
+        assert!(marks.len() <= 16, "seed {}: {} marks are kept", self.seed, marks.len());
+        for (mark, bytes) in marks {
+            assert!(bytes > 0 && self.names.contains(&mark.name), "seed {}: {mark:?}", self.seed);
+            if mark.at.0 >= self.first {
+                assert!(self.visit(mark.at.0), "seed {}: {mark:?} is no point", self.seed);
+                self.tally.kept_looks += 1;
+                self.tally.kept.insert((self.seed, mark.at.0));
+            }
+        }
+    }
+
     pub(crate) fn visit_some(&mut self) {
+        let kept = self.kept.iter().copied().find(|_| self.random.below(3) == 0);
+        if let Some(at) = kept.filter(|&at| at >= self.first && self.held.len() < 3)
+            && self.nodes[WEST].node.pin(Lsn(at)).is_ok()
+        {
+            let (plans, folds) = (self.plans(at), self.tally.folds);
+            let until = self.step + self.random.below(400);
+            self.held.push(Held { at, plans, folds, until });
+            self.tally.kept_held += 1;
+        }
         let durable = self.nodes[WEST].node.durable().lsn.0;
         // Among those that were retired, those that are not there yet, and those that never will be.
         let odd = match self.random.below(3) {

@@ -7,15 +7,18 @@ use super::common::{A, B, Driven, Random, primary_config, replica_config};
 use super::judge::{Held, Stretch};
 use super::plain::{Change, Plain};
 use super::watched::Watched;
+use engine::catalog::MarkKind;
 use engine::guest::{Op, Request};
 use engine::log::Limits as LogLimits;
 use engine::log::ship::Stretch as Records;
 use engine::node::config::{Begins, Config, Limits, NewVolume, OnFull, Retention, Start};
+use engine::node::keep::Keep;
 use engine::node::primary::{AttachError, Submitted};
 use engine::node::work::{Done, Job, Lane};
 use engine::peer::{Rebuff, TakesBack};
 use engine::read::Plan;
 use engine::types::{Extent, GroupId, Lsn, VolumeId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -39,7 +42,9 @@ fn config(side: usize, seed: u64) -> Config {
     config.on_full = OnFull::Track;
     // Some windows end by their bytes, some by their age.
     let age_ns = if seed.is_multiple_of(4) { 20_000_000_000 } else { u64::MAX };
-    config.retention = Retention { bytes: (64 << 10) << (seed % 4), age_ns };
+    let bytes = if seed.is_multiple_of(3) { 512 << 10 } else { u64::MAX };
+    let keep = Keep { minutes: 2, hours: 1, days: 0, named: 4, bytes };
+    config.retention = Retention { bytes: (64 << 10) << (seed % 4), age_ns, keep };
     if side == EAST {
         let volume =
             |name: &str| NewVolume { name: name.to_owned(), size: VOLUME_BYTES, begins: Begins::Empty };
@@ -82,6 +87,10 @@ pub(crate) struct Pair<'a> {
     pub(crate) retired: u64,
     pub(crate) stretches: Vec<Stretch>,
     pub(crate) held: Vec<Held>,
+    /// The names that marks were given, whether or not they came to be.
+    pub(crate) names: BTreeSet<String>,
+    /// The marks that were kept when it was last looked.
+    pub(crate) kept: BTreeSet<u64>,
 }
 
 impl<'a> Pair<'a> {
@@ -110,6 +119,8 @@ impl<'a> Pair<'a> {
             retired: 0,
             stretches: Vec::new(),
             held: Vec::new(),
+            names: BTreeSet::new(),
+            kept: BTreeSet::new(),
         }
     }
 
@@ -139,7 +150,8 @@ impl<'a> Pair<'a> {
         match self.random.below(100) {
             0..=6 => self.submit(Op::Flush, Vec::new()),
             7..=9 => self.resize(),
-            10..=21 => {
+            10..=12 => self.mark(),
+            13..=23 => {
                 let (volume, offset, len) = self.somewhere(64 << 10);
                 let extent = Extent::new(offset as u64, len as u64);
                 let op = if self.one_in(3) { Op::Zero { extent, no_hole: true } } else { Op::Trim(extent) };
@@ -265,6 +277,22 @@ impl<'a> Pair<'a> {
         }
     }
 
+    pub(crate) fn mark(&mut self) {
+        let name = format!("mark-{}", self.names.len());
+        self.names.insert(name.clone());
+        let kind = if self.one_in(3) { MarkKind::Application } else { MarkKind::Bookmark };
+        let (before, now) = (self.tip(), self.nodes[EAST].now());
+        let marked = self.nodes[EAST].node.mark(now, &name, kind);
+        if self.is_dark(EAST) {
+            return;
+        }
+        self.begun |= self.tip() > before;
+        if marked.is_ok() {
+            self.promised = self.tip();
+            self.tally.marks += 1;
+        }
+    }
+
     // What happens in the background.
 
     /// Lets the primary do whatever there is to do, and the replica say what it has.
@@ -310,9 +338,12 @@ impl<'a> Pair<'a> {
             }
             Out::Ended(done) => done,
         };
-        let is_fold = matches!(done, Done::Fold(_));
+        let (is_fold, is_thin) = (matches!(done, Done::Fold(_)), matches!(done, Done::Thin(_)));
         let now = self.nodes[side].now();
         self.nodes[side].node.finish(now, done);
+        if !self.is_dark(side) && side == WEST && (is_fold || is_thin) {
+            self.look_at_kept();
+        }
         if !self.is_dark(side) && is_fold {
             self.tally.folds += 1;
             let horizon = self.nodes[side].node.state().horizon.0;
@@ -337,7 +368,7 @@ impl<'a> Pair<'a> {
             sights.extend(held.plans.iter().cloned().zip(self.plain.at(held.at)));
         }
         if self.one_in(16) && !self.is_dark(WEST) {
-            let calls = self.random.below(12);
+            let calls = self.random.below(40);
             self.disks[WEST].cut_after(calls);
         }
         let (seed, step, disk, mut calls) = (self.seed, self.step, self.disks[WEST].clone(), 0);
@@ -488,6 +519,7 @@ impl<'a> Pair<'a> {
     }
 
     pub(crate) fn replica_is_back(&mut self) {
+        self.look_at_kept();
         let durable = self.nodes[WEST].node.durable().lsn.0;
         assert!(durable >= self.acknowledged, "LSN {durable} though {} was told", self.acknowledged);
         self.trim_stretches(durable);
