@@ -74,7 +74,15 @@ pub(crate) fn run(global: &Global, arguments: &args::Bisect) -> Result<(), Failu
             good.at.lsn, bad.at.lsn
         )));
     }
-    let line = Line::new(good.at.lsn, bad.at.lsn, &client.points(group)?.spans);
+    let points = client.points(group)?;
+    if points.window.is_some_and(|window| good.at.lsn < window.horizon.lsn) {
+        return Err(Failure::refused(format_args!(
+            "--good is LSN {}, a mark kept behind the window: what was written since is known for the window alone",
+            good.at.lsn
+        ))
+        .next("take a good point of the window, or try kept marks one by one with `landfall drill run`"));
+    }
+    let line = Line::new(good.at.lsn, bad.at.lsn, &points.spans);
     let mut bench = Bench { global, arguments, interrupted, tests: Vec::new(), outputs: BTreeMap::new() };
     bench.check_ends(&good, &bad)?;
 

@@ -9,6 +9,7 @@ use crate::control::api::{At, MarkKind, Points, Span};
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
 use crate::time;
+use crate::units::Bytes;
 use engine::types::Timestamp;
 use std::fmt::Write as _;
 
@@ -27,6 +28,11 @@ fn text(points: &Points, now: Timestamp) -> String {
     let mut row = |name: &str, at: &At| {
         table.row(&[name, &at.lsn.to_string(), &time::format(at.time.0), &ago(at.time, now)]);
     };
+    for mark in &points.kept {
+        let app = if mark.kind == MarkKind::ApplicationConsistent { " (app)" } else { "" };
+        let name = if mark.name.is_empty() { "mark".to_owned() } else { format!("mark {}", mark.name) };
+        row(&format!("{name}{app}, kept: {}", Bytes(mark.used_bytes)), &mark.at);
+    }
     row("horizon", &window.horizon);
     for mark in &points.marks {
         let app = if mark.kind == MarkKind::ApplicationConsistent { " (app)" } else { "" };
@@ -75,7 +81,7 @@ fn text(points: &Points, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{Branch, Mark, Moment, Reign, Stretch, Window};
+    use crate::control::api::{Branch, KeptMark, Mark, Moment, Reign, Stretch, Window};
     use engine::types::{Epoch, Lsn};
 
     const NOW: Timestamp = Timestamp(1_751_373_296_789_000_000);
@@ -104,6 +110,12 @@ mod tests {
                 name: "before the upgrade".to_owned(),
                 kind: MarkKind::CrashConsistent,
             }],
+            kept: vec![KeptMark {
+                at: at(3, 90_000),
+                name: "month-end".to_owned(),
+                kind: MarkKind::ApplicationConsistent,
+                used_bytes: 5 << 20,
+            }],
             branches: vec![Branch {
                 id: "3-90".parse().unwrap(),
                 kept: true,
@@ -116,10 +128,11 @@ mod tests {
         };
         let expected = "\
 group db: every LSN from the horizon to the latest
-  POINT                    LSN  TIME                      AGE
-  horizon                    7  2025-07-01T11:34:56.789Z  1h
-  mark before the upgrade   50  2025-07-01T12:33:56.789Z  1m
-  latest                    90  2025-07-01T12:34:55.789Z  1s
+  POINT                              LSN  TIME                      AGE
+  mark month-end (app), kept: 5 MiB    3  2025-06-30T11:34:56.789Z  1d 1h
+  horizon                              7  2025-07-01T11:34:56.789Z  1h
+  mark before the upgrade             50  2025-07-01T12:33:56.789Z  1m
+  latest                              90  2025-07-01T12:34:55.789Z  1s
   EPOCH  WRITTEN BY  FROM LSN  TO LSN  FROM
       1  east               1      90  2025-07-01T10:04:56.789Z
   sync span: LSN 20 to 30 are no points; the next is 31, 2025-07-01T12:21:36.789Z

@@ -3,11 +3,12 @@
 use super::diagnose::{Complaint, nearest};
 use super::file::{self, File, Size};
 use super::{
-    Ack, Certificates, Config, Group, Link, MAX_GROUPS, MAX_NAME_BYTES, MAX_PEERS, MAX_REPLICAS,
+    Ack, Certificates, Config, Group, Keep, Link, MAX_GROUPS, MAX_NAME_BYTES, MAX_PEERS, MAX_REPLICAS,
     MAX_SOCKET_PATH_BYTES, MAX_VOLUME_BYTES, MAX_VOLUMES, Nbd, Node, OnFull, Peer, Replica, Retention, Role,
     Tls, Verify, Volume,
 };
 use crate::units::{Bytes, GIB, KIB, MIB, TIB, duration_ms, exact_bytes};
+use engine::kept::MAX_KEPT;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -217,6 +218,7 @@ fn group(
             )?,
             bytes: size(group.retention.bytes.as_ref(), 8 * GIB, 4 * segment.0, u64::MAX, 1)?,
         },
+        keep: keep(&group.keep)?,
         verify: Verify {
             every: match &group.verify.every {
                 None => None,
@@ -229,6 +231,27 @@ fn group(
             },
             rate: size(group.verify.rate.as_ref(), 64 * MIB, MIB, 64 * GIB, 1)?,
         },
+    })
+}
+
+/// The marks that are kept: more than the engine can keep would be a promise that it breaks.
+fn keep(given: &file::Keep) -> Checked<Keep> {
+    let mut sum = 0;
+    let mut count = |given: Option<&Spanned<u32>>| {
+        let Some(given) = given else { return Ok(0) };
+        sum += u64::from(*given.get_ref());
+        if sum > MAX_KEPT as u64 {
+            let what = format!("{sum} marks are more than can be kept: at most {MAX_KEPT} in all");
+            return Err(Complaint::about(given, what));
+        }
+        Ok(*given.get_ref())
+    };
+    Ok(Keep {
+        minutes: count(given.minutes.as_ref())?,
+        hours: count(given.hours.as_ref())?,
+        days: count(given.days.as_ref())?,
+        named: count(given.named.as_ref())?,
+        bytes: size(given.bytes.as_ref(), 64 * GIB, MIB, u64::MAX, 1)?,
     })
 }
 

@@ -98,6 +98,8 @@ pub(crate) struct Group {
     #[serde(default)]
     pub(crate) retention: Retention,
     #[serde(default)]
+    pub(crate) keep: Keep,
+    #[serde(default)]
     pub(crate) verify: Verify,
     #[serde(default)]
     pub(crate) volume: Vec<Volume>,
@@ -132,6 +134,17 @@ pub(crate) enum OnFull {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Retention {
     pub(crate) time: Option<Spanned<Duration>>,
+    pub(crate) bytes: Option<Spanned<Size>>,
+}
+
+/// `keep = { ... }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Keep {
+    pub(crate) minutes: Option<Spanned<u32>>,
+    pub(crate) hours: Option<Spanned<u32>>,
+    pub(crate) days: Option<Spanned<u32>>,
+    pub(crate) named: Option<Spanned<u32>>,
     pub(crate) bytes: Option<Spanned<Size>>,
 }
 

@@ -163,6 +163,8 @@ pub(crate) struct Group {
     pub(crate) ship_delay: Duration,
     /// How long recovery points are kept here while this node is a replica.
     pub(crate) retention: Retention,
+    /// Which marks outlive it.
+    pub(crate) keep: Keep,
     /// How its replicas are compared with it while this node is its primary.
     pub(crate) verify: Verify,
 }
@@ -209,6 +211,21 @@ pub(crate) struct Retention {
     /// By age.
     pub(crate) time: Duration,
     /// By what the log takes.
+    pub(crate) bytes: Bytes,
+}
+
+/// Which marks stay points behind the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keep {
+    /// One of each of so many minutes.
+    pub(crate) minutes: u32,
+    /// And hours.
+    pub(crate) hours: u32,
+    /// And days.
+    pub(crate) days: u32,
+    /// So many that were given a name.
+    pub(crate) named: u32,
+    /// The most that they take on disk.
     pub(crate) bytes: Bytes,
 }
 

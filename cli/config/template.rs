@@ -175,6 +175,10 @@ accept = [{accept}]
 #overlay_limit = "256MiB"
 # While this node is a replica: recovery points are kept this long, and at most this much log.
 #retention = {{ time = "24h", bytes = "8GiB" }}
+# Behind that, marks stay recovery points: one for each of the last so many minutes, hours and days that have one, and so
+# many of those with a name: say, minutes = 60, hours = 48, days = 30, named = 20. They take what was overwritten since,
+# at most so many bytes; the oldest go first.
+#keep = {{ minutes = 0, hours = 0, days = 0, named = 0, bytes = "64GiB" }}
 # While this node is the primary: replicas are compared with it, bit for bit, when `landfall verify` asks for it, and
 # with every = "7d" also by themselves, so long after the last time. At most this much is read in a second.
 #verify = {{ rate = "64MiB" }}

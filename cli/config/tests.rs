@@ -83,7 +83,7 @@ fn wrong_files_say_where_and_what_was_meant() {
             "segmnt = \"64MiB\"",
             "25:1: unknown field `segmnt`, expected one of `name`, `role`, `replicas`, `accept`, `ack`, \
              `on_full`, `log_limit`, `segment`, `overlay_limit`, `ship_delay`, `retention`, \
-             `verify`, `volume`\n  \
+             `keep`, `verify`, `volume`\n  \
              next: did you mean `segment`?",
         ),
         (
@@ -102,6 +102,11 @@ fn wrong_files_say_where_and_what_was_meant() {
             "size = \"10GiB\"",
             "size = \"1000B\"",
             "30:8: 1000B is not a multiple of 512\n  next: the next lower one is 512B",
+        ),
+        (
+            "segment = \"64MiB\"",
+            "keep = { hours = 200, days = 57 }",
+            "25:29: 257 marks are more than can be kept: at most 256 in all",
         ),
         ("size = \"10GiB\"", "size = \"65TiB\"", "30:8: 65TiB is out of range: between 512B and 64TiB"),
         ("size = \"10GiB\"", "size = \"0B\"", "30:8: 0B is out of range: between 512B and 64TiB"),

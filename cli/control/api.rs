@@ -846,8 +846,25 @@ pub(crate) struct Points {
     pub(crate) spans: Vec<Span>,
     /// The marks within it, oldest first.
     pub(crate) marks: Vec<Mark>,
+    /// The marks that are points behind it, oldest first.
+    #[serde(default)]
+    pub(crate) kept: Vec<KeptMark>,
     /// What a failover set aside.
     pub(crate) branches: Vec<Branch>,
+}
+
+/// A mark that is a point behind the window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptMark {
+    /// Where.
+    #[serde(flatten)]
+    pub(crate) at: At,
+    /// Its name; empty if nobody gave it one.
+    pub(crate) name: String,
+    /// What the applications were doing.
+    pub(crate) kind: MarkKind,
+    /// Bytes of disk that it takes: what was overwritten between it and the next.
+    pub(crate) used_bytes: u64,
 }
 
 /// A stretch of LSNs that are no points: a sync span was under way.

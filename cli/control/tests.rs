@@ -64,6 +64,7 @@ impl Operator for Fake {
             window: None,
             reigns: Vec::new(),
             marks: Vec::new(),
+            kept: Vec::new(),
             branches: Vec::new(),
         })
     }

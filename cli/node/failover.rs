@@ -55,7 +55,7 @@ pub(super) fn plan(group: &Arc<Group>, to: Point) -> Result<Plan, Fault> {
         state::Role::Primary => return plan_move(group, &report, to),
         state::Role::Replica => {}
     }
-    let found = show::resolve(group, &to)?;
+    let found = show::resolve_in_window(group, &to)?;
     if let Some(id) = found.branch_id() {
         return Err(refused(&format!(
             "a replica is promoted to a point of the line; those of branch {id} can be mounted and restored"
@@ -139,7 +139,7 @@ fn plan_move(group: &Arc<Group>, report: &Report, to: Point) -> Result<Plan, Fau
         fault.next = Some(format!("`landfall mount-point {} --at {to}` opens another point", report.name));
         return Err(fault);
     }
-    let found = show::resolve(group, &to)?;
+    let found = show::resolve_in_window(group, &to)?;
     let branch = found.branch_id();
     if branch.is_none() && found.at == point.lsn {
         return Ok(done);
@@ -197,7 +197,7 @@ pub(super) fn carry_out(
     // The request of one that was moved already names the epoch that it began.
     let moves =
         group.engine.peek(|node| node.role() == state::Role::Primary && node.next_epoch() == request.epoch);
-    let found = moves.then(|| show::resolve(group, &which)).transpose()?;
+    let found = moves.then(|| show::resolve_in_window(group, &which)).transpose()?;
     let refused = |error: &PromoteError| {
         let code = match error {
             PromoteError::Conflict { .. }

@@ -12,6 +12,7 @@ use engine::log::ship::{ReadError, Stretch};
 use engine::node::config::{
     AckPolicy, Begins, Config, Limits, NewVolume, OnFull as EngineOnFull, Retention, Start, Verification,
 };
+use engine::node::keep::Keep;
 use engine::node::primary::AttachError;
 use engine::node::report::Report;
 use engine::node::{Node, open};
@@ -227,7 +228,9 @@ impl Group {
 
     /// A position with its time.
     pub(super) fn at(&self, lsn: Lsn) -> At {
-        let time = self.engine.peek(|node| node.log().time_of(lsn));
+        let time = self
+            .engine
+            .peek(|node| node.kept_mark(lsn).map(|mark| mark.time).or_else(|| node.log().time_of(lsn)));
         At { lsn, time: Moment(time.unwrap_or_default()) }
     }
 }
@@ -271,6 +274,13 @@ fn engine_config(node: NodeId, group: &config::Group) -> Result<Config, Failure>
         retention: Retention {
             bytes: group.retention.bytes.0,
             age_ns: u64::try_from(group.retention.time.as_nanos()).unwrap_or(u64::MAX),
+            keep: Keep {
+                minutes: group.keep.minutes,
+                hours: group.keep.hours,
+                days: group.keep.days,
+                named: group.keep.named,
+                bytes: group.keep.bytes.0,
+            },
         },
         limits: Limits {
             log: engine::log::Limits {

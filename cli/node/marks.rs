@@ -64,7 +64,12 @@ pub(super) fn resolve(group: &Arc<Group>, which: &Which) -> Result<Lsn, Fault> {
         fault.next = Some(format!("`landfall points list {name}` shows the marks"));
         fault
     };
-    let marks = || group.engine.marks();
+    let marks = || {
+        let kept = group.engine.peek(engine::node::Node::kept_marks).into_iter();
+        let kept = kept
+            .map(|(mark, _)| (mark.at, catalog::Mark { time: mark.time, kind: mark.kind, name: mark.name }));
+        kept.chain(group.engine.marks()).collect::<Vec<_>>()
+    };
     match which {
         Which::Mark(wanted) => {
             let found: Vec<Lsn> =

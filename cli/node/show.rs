@@ -7,9 +7,10 @@ use super::marks;
 use super::volumes::Found;
 use crate::config::{Config, OnFull};
 use crate::control::api::{
-    At, AtRest, CatchUp, CatchingUp, Checks, Content, Fault, FaultCode, Group as Shown, Link, LinkState, Log,
-    Mark, Mismatch, Moment, Node as ShownNode, OnMismatch, Points, Positions, Record, Reign, Repair, Replica,
-    Role, Rotten, Round, Span, State, Status, Stretch, Upstream, Verdict, Verified, Volume, WaitsFor, Window,
+    At, AtRest, CatchUp, CatchingUp, Checks, Content, Fault, FaultCode, Group as Shown, KeptMark, Link,
+    LinkState, Log, Mark, Mismatch, Moment, Node as ShownNode, OnMismatch, Points, Positions, Record, Reign,
+    Repair, Replica, Role, Rotten, Round, Span, State, Status, Stretch, Upstream, Verdict, Verified, Volume,
+    WaitsFor, Window,
 };
 use crate::point::{Point, Which};
 use crate::time;
@@ -413,7 +414,7 @@ pub(super) fn resolve(group: &Arc<Group>, point: &Point) -> Result<Found, Fault>
             Which::Time(time) => node.point_at(*time)?,
             Which::Mark(_) | Which::LatestApp => marked,
         };
-        node.check_point(at).map(|_| at)
+        node.check_open(at).map(|()| at)
     });
     let at = found.map_err(|error| {
         let mut fault = no_point(group, &error);
@@ -426,6 +427,27 @@ pub(super) fn resolve(group: &Arc<Group>, point: &Point) -> Result<Found, Fault>
         fault
     })?;
     Ok(Found { at, branch: None })
+}
+
+/// The point that an operator means, if a failover can go to it.
+pub(super) fn resolve_in_window(group: &Arc<Group>, point: &Point) -> Result<Found, Fault> {
+    let found = resolve(group, point)?;
+    let lsn = found.at;
+    if found.branch.is_none() && group.engine.peek(|node| node.is_kept(lsn)) {
+        let mut fault = Fault::new(
+            FaultCode::Refused,
+            format_args!(
+                "group {}: LSN {lsn} is a mark kept behind the window: a failover goes to a point of the window",
+                group.config.name
+            ),
+        );
+        fault.next = Some(format!(
+            "`landfall mount-point`, `landfall drill` and `landfall restore` open it; `landfall points list {}` shows the window",
+            group.config.name
+        ));
+        return Err(fault);
+    }
+    Ok(found)
 }
 
 pub(super) fn no_point(group: &Group, error: &engine::node::points::Error) -> Fault {
@@ -468,7 +490,15 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
         name: mark.name,
         kind: marks::kind_of(mark.kind),
     });
+    let kept = group.engine.peek(engine::node::Node::kept_marks).into_iter();
+    let kept = kept.map(|(mark, bytes)| KeptMark {
+        at: At { lsn: mark.at, time: Moment(mark.time) },
+        name: mark.name,
+        kind: marks::kind_of(mark.kind),
+        used_bytes: bytes,
+    });
     Ok(Points {
+        kept: kept.collect(),
         spans: spans.collect(),
         group: report.name.clone(),
         window,

@@ -416,6 +416,7 @@ impl Options {
             retention: Retention {
                 bytes: segment_bytes * *rng.pick(&[1, 3, 6]),
                 age_ns: *rng.pick(&[200_000_000, 3_600_000_000_000]),
+                ..Retention::default()
             },
             ack: if rng.chance(PPM / 3) { AckPolicy::Replica } else { AckPolicy::Local },
             on_full: match (rng.chance(PPM / 3), root.child("on full").chance(PPM / 2)) {

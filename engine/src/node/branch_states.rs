@@ -264,6 +264,7 @@ impl Node {
                     asked: format!("LSN {} of epoch {}, which is on another branch,", after.lsn, after.epoch),
                     horizon: window.horizon,
                     latest: window.latest,
+                    kept: Vec::new(),
                 }))
             }
         }

@@ -206,12 +206,19 @@ impl Node {
     }
 
     /// Whether `at` is a point only because it is kept.
-    pub(super) fn is_kept(&self, at: Lsn) -> bool {
+    #[must_use]
+    pub fn is_kept(&self, at: Lsn) -> bool {
         self.index.is_some()
             && at < self.state.horizon
             && at <= self.state.base
             && self.work.thinning != Some(at)
             && self.kept.contains(at)
+    }
+
+    /// A mark that is a point only because it is kept.
+    #[must_use]
+    pub fn kept_mark(&self, at: Lsn) -> Option<KeptMark> {
+        self.kept.find(at).filter(|mark| self.is_kept(mark.at))
     }
 
     /// Takes note of a mark in the log.

@@ -5,6 +5,7 @@
 use super::Node;
 use crate::changes::{Budget, Changes};
 use crate::io::File;
+use crate::kept::KeptMark;
 use crate::log::ship::ReadError;
 use crate::read::{AtKept, From, Plan};
 use crate::types::{Extent, Lsn, Timestamp, VolumeId};
@@ -17,7 +18,10 @@ pub enum Error {
     #[error("this node keeps no recovery points: it writes the log, its replicas keep the points")]
     NotKept,
     /// Outside the window.
-    #[error("{asked} cannot be selected: the points here reach from LSN {horizon} to {latest}")]
+    #[error(
+        "{asked} cannot be selected: the points here reach from LSN {horizon} to {latest}{}",
+        beside(kept)
+    )]
     Outside {
         /// What was asked for.
         asked: String,
@@ -25,6 +29,8 @@ pub enum Error {
         horizon: Lsn,
         /// The newest.
         latest: Lsn,
+        /// The marks behind the window that are nearest: the one before and the one after, as far as there are any.
+        kept: Vec<Lsn>,
     },
     /// Within a sync span.
     #[error(
@@ -45,6 +51,14 @@ pub enum Error {
     /// The log could not be read.
     #[error(transparent)]
     Unreadable(#[from] ReadError),
+}
+
+fn beside(kept: &[Lsn]) -> String {
+    match kept {
+        [] => String::new(),
+        [one] => format!("; behind them the nearest mark is LSN {one}"),
+        [before, after, ..] => format!("; behind them the nearest marks are LSN {before} and LSN {after}"),
+    }
 }
 
 fn nearest(before: Option<Lsn>, after: Option<Lsn>) -> String {
@@ -89,7 +103,23 @@ impl Node {
         if self.index.is_some() { Error::NoneYet } else { Error::NotKept }
     }
 
-    /// Whether `at` can be selected.
+    /// Whether `at` can be opened: a point of the window, or a mark that is kept behind it.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn check_open(&self, at: Lsn) -> Result<(), Error> {
+        if self.is_kept(at) { Ok(()) } else { self.check_point(at).map(drop) }
+    }
+
+    /// The kept marks on both sides of what `is_before` tells.
+    fn kept_beside(&self, is_before: impl Fn(&KeptMark) -> bool) -> Vec<Lsn> {
+        let marks = self.kept_marks();
+        let split = marks.partition_point(|(mark, _)| is_before(mark));
+        let before = split.checked_sub(1).and_then(|index| marks.get(index));
+        [before, marks.get(split)].into_iter().flatten().map(|(mark, _)| mark.at).collect()
+    }
+
+    /// Whether `at` is a point of the window, any of which a failover may go to.
     ///
     /// # Errors
     /// [`Error`].
@@ -100,6 +130,7 @@ impl Node {
                 asked: format!("LSN {at}"),
                 horizon: window.horizon,
                 latest: window.latest,
+                kept: if at < window.horizon { self.kept_beside(|mark| mark.at <= at) } else { Vec::new() },
             });
         }
         let (before, after) = self.whole_around(at);
@@ -114,9 +145,7 @@ impl Node {
     /// # Errors
     /// [`Error`].
     pub fn pin(&mut self, at: Lsn) -> Result<(), Error> {
-        if !self.is_kept(at) {
-            self.check_point(at)?;
-        }
+        self.check_open(at)?;
         *self.pins.entry(at).or_default() += 1;
         Ok(())
     }
@@ -180,6 +209,7 @@ impl Node {
                 asked: "a time before the first point".to_owned(),
                 horizon: window.horizon,
                 latest: window.latest,
+                kept: self.kept_beside(|mark| mark.time <= time),
             }),
         }
     }

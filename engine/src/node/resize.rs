@@ -121,9 +121,7 @@ impl Node {
     /// The volumes as they are at `at`.
     #[must_use]
     pub fn specs_at(&self, at: Lsn) -> Vec<VolumeSpec> {
-        if self.is_kept(at)
-            && let Some(mark) = self.kept.find(at)
-        {
+        if let Some(mark) = self.kept_mark(at) {
             return mark.volumes;
         }
         let defined = self.volumes_at(at);
