@@ -186,6 +186,9 @@ pub(crate) enum Points {
     List {
         /// The group
         group: String,
+        /// Each periodic mark as well, not only how many there are and the newest
+        #[arg(long)]
+        all: bool,
     },
 }
 

@@ -77,7 +77,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Thaw(arguments) => mark::guard::run(arguments),
         Command::Resize(arguments) => commands::resize::run(global, arguments),
         Command::Protect(arguments) => commands::protect::run(global, arguments),
-        Command::Points(args::Points::List { group }) => commands::points::list(global, group),
+        Command::Points(args::Points::List { group, all }) => commands::points::list(global, group, *all),
         Command::MountPoint(arguments) => commands::mount::mount(global, arguments),
         Command::Unmount(arguments) => commands::mount::unmount(global, arguments),
         Command::Drill(drill) => drill::command(global, drill),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use support::disk::LoopDisk;
 use support::node::{GROUP, Node, PATIENCE, Pair, Volume, number, started};
 use support::{Scratch, tool, wait_until};
+use transport::nbd::client::{Address, Client};
 
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -98,6 +99,56 @@ fn r16_a_mark_that_the_filesystem_held_still_for() {
     let replica = pair.west.try_ask(["mark", GROUP, "--name", "here"]);
     assert_eq!(replica.status.code(), Some(3), "{}", tool::said(&replica));
     drop(disk);
+}
+
+/// Writes a block without a flush.
+fn write(node: &Node, content: u8) {
+    let address = Address::Unix(node.nbd_socket());
+    let mut client = Client::connect(&address, &format!("{GROUP}/data"), PATIENCE).expect("it is served");
+    client.write(0, &[content; 4096]).expect("it is taken");
+}
+
+#[test]
+fn marks_are_set_by_the_clock_while_somebody_writes() {
+    let scratch = Scratch::new();
+    let mut pair = Pair::init(scratch.path(), &[Volume::new("data", DISK_BYTES)]);
+    for node in [&pair.east, &pair.west] {
+        node.set("marks", "\"1s\"");
+    }
+    pair.west.start();
+    pair.east.start();
+    pair.wait_connected();
+    let periodic = |node: &Node| node.ask(["points", "list", GROUP])["periodic_marks"].clone();
+    for round in 1..=2_u8 {
+        write(&pair.east, round);
+        wait_until("a mark is set behind the write", PATIENCE, || {
+            periodic(&pair.west)["count"] == u64::from(round)
+        });
+    }
+    // Nobody writes: the marks are the last records there are.
+    let marked = periodic(&pair.west);
+    assert_eq!(number(&marked["newest"]["lsn"]), pair.wait_caught_up(), "{marked}");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(periodic(&pair.west), marked, "an idle volume is left alone");
+
+    let all = pair.west.ask(["points", "list", GROUP, "--all"]);
+    let marks = all["periodic_marks"]["marks"].as_array().expect("each of them");
+    assert_eq!(marks.len(), 2, "{all}");
+    assert_eq!(marks[1], marked["newest"]);
+    assert_eq!(all["marks"].as_array().map(Vec::len), Some(0), "none has a name");
+    let point = pair.west.mount_point(&format!("lsn:{}", marks[0]["lsn"]));
+    let address = Address::Unix(point.socket());
+    let mut client = Client::connect(&address, &format!("{GROUP}/data"), PATIENCE).expect("it is served");
+    let mut found = [0; 4096];
+    client.read(0, &mut found).expect("it can be read");
+    assert_eq!(found, [1; 4096], "the state at the first of them");
+    drop((client, point));
+
+    // A replica that takes the group over goes on with it.
+    pair.east.stop();
+    pair.west.ask(["failover", GROUP, "--to", "latest", "--yes"]);
+    write(&pair.west, 3);
+    wait_until("the new primary marks", PATIENCE, || periodic(&pair.west)["count"] == 3);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `landfall points list`: what can be recovered.
 //!
 //! Every LSN from the horizon to the latest is a point; listing them all would be listing the log. So the ends,
-//! the reigns and the named points are shown.
+//! the reigns and the named points are shown, and of the periodic marks the newest and how many there are.
 
 use crate::args::Global;
 use crate::commands::status::{ago, stretch};
@@ -9,13 +9,14 @@ use crate::control::api::{At, MarkKind, Points, Span};
 use crate::exit::Failure;
 use crate::human::{self, Table, clean};
 use crate::time;
-use crate::units::Bytes;
+use crate::units::{Bytes, count};
 use engine::types::Timestamp;
 use std::fmt::Write as _;
 
 /// Carries it out.
-pub(crate) fn list(global: &Global, group: &str) -> Result<(), Failure> {
-    let points = global.connect()?.points(group)?;
+pub(crate) fn list(global: &Global, group: &str, all: bool) -> Result<(), Failure> {
+    let mut client = global.connect()?;
+    let points = if all { client.all_points(group)? } else { client.points(group)? };
     human::answer(global.form(), &points, |points| text(points, time::now()))
 }
 
@@ -34,9 +35,8 @@ fn text(points: &Points, now: Timestamp) -> String {
         row(&format!("{name}{app}, kept: {}", Bytes(mark.used_bytes)), &mark.at);
     }
     row("horizon", &window.horizon);
-    for mark in &points.marks {
-        let app = if mark.kind == MarkKind::ApplicationConsistent { " (app)" } else { "" };
-        row(&format!("mark {}{app}", mark.name), &mark.at);
+    for (name, at) in marks(points) {
+        row(&name, at);
     }
     row("latest", &window.latest);
     out.push_str(&table.render());
@@ -78,10 +78,26 @@ fn text(points: &Points, now: Timestamp) -> String {
     out
 }
 
+/// The marks, oldest first. Of the periodic ones the newest alone if they were not asked for one by one.
+fn marks(points: &Points) -> Vec<(String, &At)> {
+    let named = points.marks.iter().map(|mark| {
+        let app = if mark.kind == MarkKind::ApplicationConsistent { " (app)" } else { "" };
+        (format!("mark {}{app}", mark.name), &mark.at)
+    });
+    let periodic = &points.periodic_marks;
+    let newest = periodic.newest.iter().filter(|_| periodic.marks.is_empty());
+    let count = count(periodic.count);
+    let newest = newest.map(|at| (format!("periodic mark, newest of {count}"), at));
+    let each = periodic.marks.iter().map(|at| ("periodic mark".to_owned(), at));
+    let mut marks: Vec<(String, &At)> = named.chain(newest).chain(each).collect();
+    marks.sort_by_key(|(_, at)| at.lsn);
+    marks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{Branch, KeptMark, Mark, Moment, Reign, Stretch, Window};
+    use crate::control::api::{Branch, KeptMark, Mark, Moment, PeriodicMarks, Reign, Stretch, Window};
     use engine::types::{Epoch, Lsn};
 
     const NOW: Timestamp = Timestamp(1_751_373_296_789_000_000);
@@ -116,6 +132,7 @@ mod tests {
                 kind: MarkKind::ApplicationConsistent,
                 used_bytes: 5 << 20,
             }],
+            periodic_marks: PeriodicMarks { count: 17_280, newest: Some(at(89, 3)), marks: Vec::new() },
             branches: vec![Branch {
                 id: "3-90".parse().unwrap(),
                 kept: true,
@@ -132,6 +149,7 @@ group db: every LSN from the horizon to the latest
   mark month-end (app), kept: 5 MiB    3  2025-06-30T11:34:56.789Z  1d 1h
   horizon                              7  2025-07-01T11:34:56.789Z  1h
   mark before the upgrade             50  2025-07-01T12:33:56.789Z  1m
+  periodic mark, newest of 17,280     89  2025-07-01T12:34:53.789Z  3s
   latest                              90  2025-07-01T12:34:55.789Z  1s
   EPOCH  WRITTEN BY  FROM LSN  TO LSN  FROM
       1  east               1      90  2025-07-01T10:04:56.789Z
@@ -142,6 +160,19 @@ group db: every LSN from the horizon to the latest
         assert_eq!(text(&points, NOW), expected);
         let json = serde_json::to_string(&points).unwrap();
         assert_eq!(serde_json::from_str::<Points>(&json).unwrap(), points);
+        let each = PeriodicMarks { marks: vec![at(40, 90), at(89, 3)], ..points.periodic_marks.clone() };
+        let all = text(&Points { periodic_marks: each, kept: Vec::new(), ..points.clone() }, NOW);
+        let table: Vec<&str> = all.lines().skip(2).take(5).collect();
+        assert_eq!(
+            table,
+            [
+                "  horizon                    7  2025-07-01T11:34:56.789Z  1h",
+                "  periodic mark             40  2025-07-01T12:33:26.789Z  1m 30s",
+                "  mark before the upgrade   50  2025-07-01T12:33:56.789Z  1m",
+                "  periodic mark             89  2025-07-01T12:34:53.789Z  3s",
+                "  latest                    90  2025-07-01T12:34:55.789Z  1s",
+            ]
+        );
         let none = Points { window: None, ..points };
         assert_eq!(text(&none, NOW), "group db: no recovery point yet\n");
     }

@@ -231,6 +231,7 @@ fn group(
             },
             rate: size(group.verify.rate.as_ref(), 64 * MIB, MIB, 64 * GIB, 1)?,
         },
+        marks: marks(group.marks.as_ref())?,
     })
 }
 
@@ -446,6 +447,16 @@ fn duration(
         return Err(Complaint::about(given, what));
     }
     Ok(found)
+}
+
+/// The time between two periodic marks.
+fn marks(given: Option<&Spanned<file::Interval>>) -> Checked<Option<Duration>> {
+    let every = match given.map(Spanned::get_ref) {
+        Some(file::Interval::Off) => return Ok(None),
+        Some(file::Interval::Every(every)) => given.map(|given| Spanned::new(given.span(), *every)),
+        None => None,
+    };
+    duration(every.as_ref(), "5s", Duration::from_secs(1), Duration::from_secs(86_400)).map(Some)
 }
 
 fn within<T: Copy + PartialOrd + std::fmt::Display>(

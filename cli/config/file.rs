@@ -101,6 +101,7 @@ pub(crate) struct Group {
     pub(crate) keep: Keep,
     #[serde(default)]
     pub(crate) verify: Verify,
+    pub(crate) marks: Option<Spanned<Interval>>,
     #[serde(default)]
     pub(crate) volume: Vec<Volume>,
 }
@@ -165,6 +166,24 @@ pub(crate) struct Volume {
     pub(crate) backing: Option<Spanned<PathBuf>>,
     pub(crate) in_place: Option<Spanned<bool>>,
     pub(crate) seed_from: Option<Spanned<PathBuf>>,
+}
+
+/// `"5s"` or `"off"`
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Interval {
+    Off,
+    Every(Duration),
+}
+
+impl<'de> Deserialize<'de> for Interval {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Interval, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(Interval::Off);
+        }
+        let every = units::parse_duration(&text);
+        every.map(|every| Interval::Every(Duration(every))).map_err(serde::de::Error::custom)
+    }
 }
 
 /// `"10GiB"`

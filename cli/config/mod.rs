@@ -167,6 +167,8 @@ pub(crate) struct Group {
     pub(crate) keep: Keep,
     /// How its replicas are compared with it while this node is its primary.
     pub(crate) verify: Verify,
+    /// How long a write is without a mark behind it while this node is its primary; no periodic marks if absent.
+    pub(crate) marks: Option<Duration>,
 }
 
 /// A peer that a group is replicated to.

@@ -182,6 +182,8 @@ accept = [{accept}]
 # While this node is the primary: replicas are compared with it, bit for bit, when `landfall verify` asks for it, and
 # with every = "7d" also by themselves, so long after the last time. At most this much is read in a second.
 #verify = {{ rate = "64MiB" }}
+# While this node is the primary and somebody writes: a crash-consistent mark is set this often, or never ("off").
+#marks = "5s"
 "#,
                 name = quoted(&self.name),
                 replicas = list(&self.replicas),

@@ -83,7 +83,7 @@ fn wrong_files_say_where_and_what_was_meant() {
             "segmnt = \"64MiB\"",
             "25:1: unknown field `segmnt`, expected one of `name`, `role`, `replicas`, `accept`, `ack`, \
              `on_full`, `log_limit`, `segment`, `overlay_limit`, `ship_delay`, `retention`, \
-             `keep`, `verify`, `volume`\n  \
+             `keep`, `verify`, `marks`, `volume`\n  \
              next: did you mean `segment`?",
         ),
         (
@@ -106,7 +106,7 @@ fn wrong_files_say_where_and_what_was_meant() {
         (
             "segment = \"64MiB\"",
             "keep = { hours = 200, days = 57 }",
-            "25:29: 257 marks are more than can be kept: at most 256 in all",
+            "25:30: 257 marks are more than can be kept: at most 256 in all",
         ),
         ("size = \"10GiB\"", "size = \"65TiB\"", "30:8: 65TiB is out of range: between 512B and 64TiB"),
         ("size = \"10GiB\"", "size = \"0B\"", "30:8: 0B is out of range: between 512B and 64TiB"),
@@ -256,6 +256,19 @@ fn verification_is_by_request_unless_a_time_is_given() {
 }
 
 #[test]
+fn marks_are_set_by_the_clock_unless_that_is_off() {
+    let marks =
+        |text: &str| parse(&GOOD.replace("segment = \"64MiB\"", text)).map(|config| config.groups[0].marks);
+    assert_eq!(marks("").unwrap(), Some(Duration::from_secs(5)));
+    assert_eq!(marks("marks = \"1m\"").unwrap(), Some(Duration::from_secs(60)));
+    assert_eq!(marks("marks = \"off\"").unwrap(), None);
+    let refused = marks("marks = \"1ms\"").unwrap_err().to_string();
+    assert!(refused.contains("1ms is out of range: between 1s and 1d"), "{refused}");
+    let refused = marks("marks = \"never\"").unwrap_err().to_string();
+    assert!(refused.contains("`never`"), "{refused}");
+}
+
+#[test]
 fn the_template_is_read_back() {
     let config = parse(&template().render()).unwrap();
     assert_eq!(config.groups[0].volumes[0].size, Some(Bytes(10 * GIB)));
@@ -304,6 +317,7 @@ fn the_template_shows_the_defaults() {
         "overlay_limit",
         "retention",
         "verify",
+        "marks",
         "name",
         "size",
         "role",

@@ -74,7 +74,7 @@ pub(crate) enum Request {
     /// [`super::Operator::status`].
     Status,
     /// [`super::Operator::points`].
-    Points(OfGroup),
+    Points(PointsRequest),
     /// [`super::Operator::mount`].
     Mount(MountRequest),
     /// [`super::Operator::unmount`].
@@ -117,6 +117,17 @@ pub(crate) enum Request {
 pub(crate) struct OfGroup {
     /// The group's name.
     pub(crate) group: String,
+}
+
+/// Parameters of `points`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PointsRequest {
+    /// The group's name.
+    pub(crate) group: String,
+    /// The periodic marks are wanted one by one.
+    #[serde(default)]
+    pub(crate) all_marks: bool,
 }
 
 /// Parameters that name a branch.
@@ -844,11 +855,14 @@ pub(crate) struct Points {
     /// The sync spans within it, oldest first: their LSNs are no points.
     #[serde(default)]
     pub(crate) spans: Vec<Span>,
-    /// The marks within it, oldest first.
+    /// The named marks within it, oldest first.
     pub(crate) marks: Vec<Mark>,
     /// The marks that are points behind it, oldest first.
     #[serde(default)]
     pub(crate) kept: Vec<KeptMark>,
+    /// The periodic marks.
+    #[serde(default)]
+    pub(crate) periodic_marks: PeriodicMarks,
     /// What a failover set aside.
     pub(crate) branches: Vec<Branch>,
 }
@@ -866,6 +880,21 @@ pub(crate) struct KeptMark {
     /// Bytes of disk that it takes: what was overwritten between it and the next.
     pub(crate) used_bytes: u64,
 }
+
+/// The periodic marks: crash-consistent points without a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PeriodicMarks {
+    /// How many there are.
+    pub(crate) count: u64,
+    /// The newest; absent if there is none.
+    pub(crate) newest: Option<At>,
+    /// The newest [`MAX_PERIODIC_MARKS`] of them, oldest first, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) marks: Vec<At>,
+}
+
+/// The most periodic marks that are told one by one: more than a day of them at the usual pace.
+pub(crate) const MAX_PERIODIC_MARKS: usize = 20_000;
 
 /// A stretch of LSNs that are no points: a sync span was under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

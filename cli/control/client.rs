@@ -2,8 +2,8 @@
 
 use super::api::{
     Branch, Committed, Failover, Fault, FaultCode, Loss, Mark, MarkRequest, Mount, MountId, MountRequest,
-    OfBranch, OfGroup, OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, Promotion, Protected, Record,
-    Reprotected, Request, Resize, Resized, Resync, Round, Seeded, Status, VERSION, Verify,
+    OfBranch, OfGroup, OfMount, OfRecord, OfVolume, Plan, PlanRequest, Points, PointsRequest, Promotion,
+    Protected, Record, Reprotected, Request, Resize, Resized, Resync, Round, Seeded, Status, VERSION, Verify,
 };
 use crate::exit::{Code, Failure};
 use crate::point::{BranchId, Point};
@@ -69,7 +69,12 @@ impl Client {
 
     /// [`super::Operator::points`].
     pub(crate) fn points(&mut self, group: &str) -> Result<Points, Failure> {
-        self.call(&Request::Points(OfGroup { group: group.to_owned() }))
+        self.call(&Request::Points(PointsRequest { group: group.to_owned(), all_marks: false }))
+    }
+
+    /// The same, with the periodic marks one by one.
+    pub(crate) fn all_points(&mut self, group: &str) -> Result<Points, Failure> {
+        self.call(&Request::Points(PointsRequest { group: group.to_owned(), all_marks: true }))
     }
 
     /// [`super::Operator::mount`].

@@ -18,7 +18,8 @@ pub(crate) use server::Server;
 use crate::point::{BranchId, Point};
 use api::{
     Branch, Committed, Failover, Fault, Loss, Mark, MarkRequest, Mount, MountId, MountRequest, Plan, Points,
-    Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round, Seeded, Status, Verify,
+    PointsRequest, Promotion, Protected, Record, Reprotected, Resize, Resized, Resync, Round, Seeded, Status,
+    Verify,
 };
 use engine::types::Lsn;
 
@@ -29,7 +30,7 @@ pub(crate) trait Operator: Send + Sync {
     fn status(&self) -> Result<Status, Fault>;
 
     /// The recovery points of a group.
-    fn points(&self, group: &str) -> Result<Points, Fault>;
+    fn points(&self, request: &PointsRequest) -> Result<Points, Fault>;
 
     /// Pins a point and serves it over NBD until [`Operator::unmount`], or to its limit if it is a drill. Whoever asked
     /// with [`api::Hold::Connection`] is unmounted by the server when the connection ends. What is written to it goes

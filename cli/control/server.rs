@@ -210,7 +210,7 @@ impl Shared {
         let operator = &*self.operator;
         match request {
             Request::Status => value(operator.status()),
-            Request::Points(of) => value(operator.points(&of.group)),
+            Request::Points(of) => value(operator.points(&of)),
             Request::Mount(request) => value(held.mount(&request)),
             Request::Unmount(of) => {
                 held.mounts.retain(|mount| *mount != of.mount);

@@ -52,7 +52,8 @@ impl Operator for Fake {
         Ok(status::tests::sample())
     }
 
-    fn points(&self, group: &str) -> Result<Points, Fault> {
+    fn points(&self, request: &PointsRequest) -> Result<Points, Fault> {
+        let group = request.group.as_str();
         assert_ne!(group, "defect", "a defect that a test asks for");
         if group != "db" {
             let fault = Fault::new(FaultCode::NotFound, format_args!("there is no group `{group}` here"));
@@ -65,6 +66,7 @@ impl Operator for Fake {
             reigns: Vec::new(),
             marks: Vec::new(),
             kept: Vec::new(),
+            periodic_marks: PeriodicMarks::default(),
             branches: Vec::new(),
         })
     }
@@ -280,11 +282,11 @@ fn bad_input_gets_one_answer_and_the_connection_goes_on() {
         (b"{\"version\":1,\"method\":\"status\",\"params\":{}}\n", "`status` takes no parameters"),
         (
             b"{\"version\":1,\"method\":\"points\"}\n",
-            "parameters of `points`: invalid type: null, expected struct OfGroup",
+            "parameters of `points`: invalid type: null, expected struct PointsRequest",
         ),
         (
             b"{\"version\":1,\"method\":\"points\",\"params\":{\"group\":\"db\",\"force\":true}}\n",
-            "parameters of `points`: unknown field `force`, expected `group`",
+            "parameters of `points`: unknown field `force`, expected `group` or `all_marks`",
         ),
         (
             b"{\"version\":1,\"method\":\"mount\",\"params\":{\"group\":\"db\",\"at\":\"time:-10m\"}}\n",

@@ -296,7 +296,7 @@ impl Operator for FakeNode {
         Ok(Status { node, groups: vec![group], mounts: Vec::new() })
     }
 
-    fn points(&self, _group: &str) -> Result<Points, Fault> {
+    fn points(&self, _request: &PointsRequest) -> Result<Points, Fault> {
         Err(Fault::new(FaultCode::Refused, "not asked by the demo"))
     }
 

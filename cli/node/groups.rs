@@ -290,6 +290,7 @@ fn engine_config(node: NodeId, group: &config::Group) -> Result<Config, Failure>
             },
             overlay_bytes: group.overlay_limit.0,
             ship_delay_ms: group.ship_delay.as_millis() as u64,
+            marks_ms: group.marks.map(|every| every.as_millis() as u64),
             ..defaults
         },
         verify: Verification {

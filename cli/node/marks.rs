@@ -1,7 +1,9 @@
 //! Marks: setting one, and finding one by its name.
 
 use super::groups::Group;
-use crate::control::api::{Fault, FaultCode, Mark, MarkKind, MarkRequest};
+use crate::control::api::{
+    At, Fault, FaultCode, MAX_PERIODIC_MARKS, Mark, MarkKind, MarkRequest, Moment, PeriodicMarks,
+};
 use crate::mark::guard::now_ns;
 use crate::point::Which;
 use engine::catalog;
@@ -54,6 +56,18 @@ pub(super) fn mark(group: &Group, request: &MarkRequest) -> Result<Mark, Fault> 
         fault
     })?;
     Ok(Mark { at: group.at(lsn), name: request.name.clone(), kind: request.kind })
+}
+
+/// The periodic marks.
+pub(super) fn periodic(group: &Group, all: bool) -> PeriodicMarks {
+    let marks = group.engine.periodic_marks();
+    let at = |&(lsn, time)| At { lsn, time: Moment(time) };
+    let told = if all { marks.len().min(MAX_PERIODIC_MARKS) } else { 0 };
+    PeriodicMarks {
+        count: marks.len() as u64,
+        newest: marks.last().map(at),
+        marks: marks[marks.len() - told..].iter().map(at).collect(),
+    }
 }
 
 /// The LSN of the mark that is meant; 0 if none is.

@@ -30,8 +30,8 @@ use crate::config::{self, Config, Tls};
 use crate::control::Operator;
 use crate::control::api::{
     Branch, Committed, Endpoint, Failover, Fault, FaultCode, LinkState, Loss, Mark, MarkRequest, Mount,
-    MountId, MountRequest, OnMismatch, Plan, Points, Promotion, Protected, Record, Reprotected, Resize,
-    Resized, Resync, Round, Seeded, Status, Verify,
+    MountId, MountRequest, OnMismatch, Plan, Points, PointsRequest, Promotion, Protected, Record,
+    Reprotected, Resize, Resized, Resync, Round, Seeded, Status, Verify,
 };
 use crate::daemon;
 use crate::exit::Failure;
@@ -369,8 +369,8 @@ impl Operator for Node {
         Ok(show::status(self))
     }
 
-    fn points(&self, group: &str) -> Result<Points, Fault> {
-        show::points(self.group(group)?)
+    fn points(&self, request: &PointsRequest) -> Result<Points, Fault> {
+        show::points(self.group(&request.group)?, request.all_marks)
     }
 
     fn mount(&self, request: &MountRequest) -> Result<Mount, Fault> {

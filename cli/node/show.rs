@@ -459,7 +459,7 @@ pub(super) fn no_point(group: &Group, error: &engine::node::points::Error) -> Fa
     fault
 }
 
-pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
+pub(super) fn points(group: &Arc<Group>, all_marks: bool) -> Result<Points, Fault> {
     let report = group.report();
     let kept = group.engine.peek(|node| !matches!(node.no_window(), engine::node::points::Error::NotKept));
     if report.group.is_some() && !kept {
@@ -504,6 +504,7 @@ pub(super) fn points(group: &Arc<Group>) -> Result<Points, Fault> {
         window,
         reigns,
         marks: marks.collect(),
+        periodic_marks: marks::periodic(group, all_marks),
         branches: branches::list(group)?,
     })
 }

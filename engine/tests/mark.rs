@@ -9,7 +9,7 @@ use engine::event::{FLAG_APPLICATION, Kind};
 use engine::faulty::{Call, Effect, Errno, Fault, Faulty, Lasting};
 use engine::node::mark::MarkError;
 use engine::node::work::Lane;
-use engine::types::Epoch;
+use engine::types::{Epoch, Lsn};
 use std::sync::Arc;
 
 fn pair() -> (Driven, Driven) {
@@ -110,4 +110,71 @@ fn who_has_failed_marks_nothing() {
     assert!(primary.node.resize(now, "data", 4096).is_err());
     assert!(primary.node.promote(now, primary.node.durable().lsn, Epoch(1)).is_err());
     assert_eq!(faulty.total(), calls, "the disk was not asked again");
+}
+
+/// A second, in nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
+/// A primary that periodic marks, every 5 s.
+fn marking(disk: &CrashDisk) -> Driven {
+    let mut config = primary_config("g");
+    config.limits.marks_ms = Some(5_000);
+    Driven::open(disk.storage(), config).expect("opened")
+}
+
+/// Moves the clock, and runs the sync that is due then, if one is.
+fn pass(primary: &mut Driven, seconds: u64) {
+    primary.now.mono.0 += seconds * SECOND;
+    primary.now.wall.0 += seconds * SECOND;
+    assert_eq!(
+        primary.node.is_due(primary.now, Lane::Sync),
+        primary.node.sync_due_at().is_some_and(|at| primary.now.mono >= at),
+        "the runtime is woken for what is due"
+    );
+    if let Some(job) = primary.node.poll_job(primary.now, Lane::Sync) {
+        let (done, now) = (job.run(), primary.now());
+        primary.node.finish(now, done);
+    }
+}
+
+/// The unnamed marks that are durable.
+fn unnamed(primary: &Driven) -> Vec<Lsn> {
+    let mut seen = Vec::new();
+    let log = primary.node.log();
+    let headers = log.headers(log.first().prev(), primary.node.durable().lsn, usize::MAX);
+    headers.run(|header| seen.extend((header.kind == Kind::Mark).then_some(header.lsn))).expect("read");
+    seen
+}
+
+#[test]
+fn the_clock_marks_what_was_written() {
+    let disk = CrashDisk::new();
+    let mut primary = marking(&disk);
+    pass(&mut primary, 60);
+    assert_eq!(unnamed(&primary), [], "nothing was written");
+
+    primary.write(A, 0, &[1; 4096]).expect("written");
+    pass(&mut primary, 1);
+    let written = primary.node.durable().lsn;
+    assert_eq!(unnamed(&primary), [], "it is not yet time, though the log is synced");
+    pass(&mut primary, 5);
+    assert_eq!(unnamed(&primary), [written.next()], "a sync only for the mark");
+    pass(&mut primary, 3_600);
+    assert_eq!(primary.node.sync_due_at(), None, "an idle disk is not woken");
+    assert_eq!(unnamed(&primary).len(), 1);
+
+    // Under steady load each takes a sync that would be anyway.
+    for round in 0..60_u8 {
+        primary.write(A, 4096, &[round; 512]).expect("written");
+        pass(&mut primary, 1);
+    }
+    assert_eq!(unnamed(&primary).len(), 1 + 12, "one for every 5 writes, as they are a second apart");
+
+    // What an operator marks need not be marked again.
+    primary.write(A, 0, &[2; 512]).expect("written");
+    let now = primary.now();
+    primary.node.mark(now, "noon", MarkKind::Bookmark).expect("marked");
+    let marks = unnamed(&primary).len();
+    pass(&mut primary, 60);
+    assert_eq!(unnamed(&primary).len(), marks);
 }

@@ -345,6 +345,7 @@ pub fn small_limits(segment_bytes: u64, segments: u64) -> Limits {
         ship_delay_bytes: 32 << 10,
         catch_up_bytes: 64 << 10,
         spare_segments: 1,
+        marks_ms: None,
     }
 }
 

@@ -534,6 +534,7 @@ impl Reader<'_> {
             ship_delay_bytes: 1 << 20,
             catch_up_bytes: 1 << 20,
             spare_segments: 2,
+            marks_ms: None,
         })
     }
 

@@ -99,6 +99,8 @@ pub struct Limits {
     pub catch_up_bytes: u64,
     /// Files made ahead of need.
     pub spare_segments: usize,
+    /// Milliseconds that a guest's write is without a mark behind it; `None` for none but named marks.
+    pub marks_ms: Option<u64>,
 }
 
 impl Default for Limits {
@@ -113,6 +115,7 @@ impl Default for Limits {
             ship_delay_bytes: 4 << 20,
             catch_up_bytes: 32 << 20,
             spare_segments: 2,
+            marks_ms: None,
         }
     }
 }

@@ -182,6 +182,7 @@ impl Node {
             self.work.written_since_barrier = record.header.kind != Kind::Flush;
             self.work.unsynced_bytes += record.header.record_len() as u64;
             if record.header.kind.changes_bytes() {
+                self.work.unmarked_since.get_or_insert(now.mono);
                 self.take_in(record);
             }
         }

@@ -85,6 +85,8 @@ pub(crate) struct Work {
     rests_until: Mono,
     /// When a guest last asked for something.
     pub(crate) guest_at: Mono,
+    /// When a guest first wrote something that no mark lies behind.
+    pub(crate) unmarked_since: Option<Mono>,
     /// No copy is read before this.
     pub(crate) copy_at: Mono,
     /// The newest copy in the log that no sync covers, and when it was begun: a guest's flush would wait for it.
@@ -121,6 +123,7 @@ impl Work {
             retry_at: Mono(0),
             rests_until: Mono(0),
             guest_at: Mono(0),
+            unmarked_since: None,
             copy_at: Mono(0),
             unsynced_copy: None,
             copying: false,
@@ -337,6 +340,7 @@ impl Node {
         match lane {
             Lane::Sync if self.work.syncing || !self.sync_is_due(now) => None,
             Lane::Sync => {
+                self.mark_if_due(now);
                 let mut sync = self.log.begin_sync()?;
                 // Where a replica keeps up, a full file is soon filled again, and best where it is.
                 sync.lets_go(!self.ships());
@@ -390,6 +394,7 @@ impl Node {
         let copies = self.followers.values().any(|follower| follower.connected && follower.lack.is_some());
         let copy = (copies && self.work.copy_at > now.mono).then_some(self.work.copy_at);
         let verify = [self.verify_wakes(now), self.reread_wakes(now)].into_iter().flatten().min();
+        let ship = ship.into_iter().chain(self.mark_due_at()).min();
         [ship, apply, checkpoint, retry, rest, copy, verify].into_iter().flatten().min()
     }
 
@@ -422,7 +427,8 @@ impl Node {
     /// When what waits for a sync will have waited long enough, if nobody asks for it before; `None` if nothing waits.
     #[must_use]
     pub fn sync_due_at(&self) -> Option<Mono> {
-        self.unsynced_since.map(|since| since.plus_ms(self.sync_delay_ms()))
+        let sync = self.unsynced_since.map(|since| since.plus_ms(self.sync_delay_ms()));
+        sync.into_iter().chain(self.mark_due_at()).min()
     }
 
     /// How long a record may wait for its sync if nobody asks for it.
@@ -433,6 +439,9 @@ impl Node {
 
     fn sync_is_due(&self, now: Now) -> bool {
         let limits = &self.config.limits;
+        if self.mark_due_at().is_some_and(|at| now.mono >= at) {
+            return true;
+        }
         let Some(since) = self.unsynced_since else { return false };
         self.someone_waits()
             || self.state.role == Role::Replica

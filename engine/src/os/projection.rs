@@ -3,7 +3,7 @@
 //! It reads durable records and nothing else, so what it holds can be thrown away at any time and comes again;
 //! nothing waits for it.
 
-use crate::catalog::{Catalog, Entry, Error, Mark, MarkKind, Projector};
+use crate::catalog::{Catalog, Entry, Error, MAX_MARKS_PER_CALL, Mark, MarkKind, Projector};
 use crate::event::{FLAG_APPLICATION, Kind, Marked, Promoted, decode_body};
 use crate::log::format::{HEADER_BYTES, Header, Seed};
 use crate::log::notes::Note;
@@ -174,12 +174,21 @@ impl Projection {
         Ok(())
     }
 
-    /// The marks from `horizon` on, oldest first.
+    /// Shows the marks from `horizon` on to somebody, oldest first.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn marks(&self, horizon: Lsn) -> Result<Vec<(Lsn, Mark)>, Error> {
-        self.catalog.marks(horizon..=Lsn(u64::MAX))
+    pub fn each_mark(&self, horizon: Lsn, mut see: impl FnMut(Lsn, Mark)) -> Result<(), Error> {
+        let mut from = horizon;
+        loop {
+            let marks = self.catalog.marks(from..=Lsn(u64::MAX))?;
+            let Some((last, _)) = marks.last().filter(|_| marks.len() == MAX_MARKS_PER_CALL) else {
+                marks.into_iter().for_each(|(lsn, mark)| see(lsn, mark));
+                return Ok(());
+            };
+            from = last.next();
+            marks.into_iter().for_each(|(lsn, mark)| see(lsn, mark));
+        }
     }
 
     /// About when a record was written: the time of the newest sample at or before it.

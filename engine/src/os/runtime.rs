@@ -18,7 +18,7 @@ use crate::node::{Answer, Node, Ticket, open};
 use crate::os::clock;
 use crate::os::projection::Projection;
 use crate::read::{Plan, Wait};
-use crate::types::{Lsn, Mono, Now, VolumeId};
+use crate::types::{Lsn, Mono, Now, Timestamp, VolumeId};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -274,11 +274,37 @@ impl Group {
         }
     }
 
-    /// The marks that can be selected, oldest first; none if there is no catalog.
+    /// The named marks that can be selected, oldest first; none if there is no catalog.
     pub fn marks(&self) -> Vec<(Lsn, Mark)> {
+        let mut named = Vec::new();
+        self.each_mark(|lsn, mark| {
+            if !mark.name.is_empty() {
+                named.push((lsn, mark));
+            }
+        });
+        named
+    }
+
+    /// The periodic marks, with their times, oldest first; none if there is no catalog.
+    pub fn periodic_marks(&self) -> Vec<(Lsn, Timestamp)> {
+        let mut unnamed = Vec::new();
+        self.each_mark(|lsn, mark| {
+            if mark.name.is_empty() {
+                unnamed.push((lsn, mark.time));
+            }
+        });
+        unnamed
+    }
+
+    /// Both; those that are seen when the catalog fails are still marks.
+    fn each_mark(&self, see: impl FnMut(Lsn, Mark)) {
         let horizon = self.peek(|node| node.state().horizon);
         let catalog = self.shared.catalog.lock().expect("no holder of the lock panics");
-        catalog.as_ref().and_then(|projection| projection.marks(horizon).ok()).unwrap_or_default()
+        if let Some(projection) = catalog.as_ref()
+            && let Err(error) = projection.each_mark(horizon, see)
+        {
+            tracing::warn!(%error, "the marks cannot all be listed");
+        }
     }
 
     /// Stops the threads. What was appended is durable then, unless the disk fails.
