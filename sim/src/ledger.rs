@@ -44,15 +44,18 @@ pub struct Timeline {
     by_op: BTreeMap<OpId, Lsn>,
     /// Checksums of the log at LSNs where one was seen.
     positions: BTreeMap<Lsn, Position>,
+    /// The size of each volume in bytes, from an LSN on.
+    sizes: Vec<BTreeMap<Lsn, u64>>,
     /// Everything up to here is promised to survive, whatever happens to one machine.
     pub branch: Lsn,
 }
 
 impl Timeline {
-    /// The first reign of a group, whose volumes hold this.
+    /// The first reign of a group, whose volumes hold this and have these sizes; an image is as long as its volume may get.
     #[must_use]
-    pub fn new(image: Image) -> Timeline {
+    pub fn new(image: Image, sizes: &[u64]) -> Timeline {
         Timeline {
+            sizes: sizes.iter().map(|&size| BTreeMap::from([(Lsn::ZERO, size)])).collect(),
             reference: Reference::new(image),
             entries: BTreeMap::new(),
             by_op: BTreeMap::new(),
@@ -78,6 +81,24 @@ impl Timeline {
         assert!(before.is_none(), "two operations at LSN {lsn}");
         self.by_op.insert(id, lsn);
         id
+    }
+
+    /// A volume has another size behind the record at `lsn`.
+    pub fn resize(&mut self, lsn: Lsn, volume: usize, size: u64) {
+        self.sizes[volume].insert(lsn, size);
+    }
+
+    /// The size of a volume at an LSN, in bytes.
+    #[must_use]
+    pub fn size_at(&self, lsn: Lsn, volume: usize) -> u64 {
+        let known = self.sizes[volume].range(..=lsn).next_back();
+        known.map_or(0, |(_, size)| *size)
+    }
+
+    /// The newest size of a volume, in bytes.
+    #[must_use]
+    pub fn size(&self, volume: usize) -> u64 {
+        self.size_at(Lsn(u64::MAX), volume)
     }
 
     /// Its guest was told of success.
@@ -156,6 +177,9 @@ impl Timeline {
         self.entries.split_off(&lsn.next());
         self.by_op.split_off(&OpId(prefix.0));
         self.positions.split_off(&lsn.next());
+        for sizes in &mut self.sizes {
+            sizes.split_off(&lsn.next());
+        }
         for entry in self.entries.values_mut() {
             entry.answered = true;
         }

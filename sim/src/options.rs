@@ -12,6 +12,7 @@ use crate::workload::{Alignment, Profile};
 use engine::event::OnMismatch;
 use engine::log;
 use engine::node::config::{AckPolicy, Begins, Limits, OnFull, Retention, Verification};
+use engine::node::keep::Keep as Kept;
 use std::fmt;
 use transport::link::session;
 
@@ -167,6 +168,12 @@ pub enum Event {
     Mistakes { node: usize },
     /// An attacker writes [`SCRAMBLE`] over all volumes of whoever serves.
     Scramble,
+    /// The operator marks a point on whoever serves.
+    Mark { application: bool },
+    /// The operator gives a volume another size, this share of twice its first one, on whoever serves.
+    Resize { volume: usize, ppm: u32 },
+    /// Somebody looks at one of a node's branches, at this share of it.
+    LookAside { node: usize, at_ppm: u32 },
 }
 
 /// Where a promotion is moved to.
@@ -211,11 +218,17 @@ impl Event {
             Event::Drill { .. } => "drill",
             Event::Mistakes { .. } => "mistakes",
             Event::Scramble => "scramble",
+            Event::Mark { .. } => "mark",
+            Event::Resize { .. } => "resize",
+            Event::LookAside { .. } => "look at a branch",
         }
     }
 
     /// All names, so that a soak can say what it never did.
-    pub const NAMES: [&'static str; 26] = [
+    pub const NAMES: [&'static str; 29] = [
+        "mark",
+        "resize",
+        "look at a branch",
         "power cut",
         "power cut at a call",
         "kill",
@@ -325,6 +338,12 @@ impl fmt::Display for Event {
                 percent(*at_ppm),
                 seconds(*span)
             ),
+            Event::Mark { application: true } => write!(f, "that the applications are still for"),
+            Event::Mark { application: false } => write!(f, "whatever the applications do"),
+            Event::Resize { volume, ppm } => {
+                write!(f, "of volume {volume}, to {:.2} % of twice its first size", percent(*ppm))
+            }
+            Event::LookAside { at_ppm, .. } => write!(f, "at {:.2} % of it", percent(*at_ppm)),
             Event::Pin { at_ppm, span, .. } => {
                 write!(f, "at {:.2} % of the window, for {:.3} s", percent(*at_ppm), seconds(*span))
             }
@@ -376,6 +395,7 @@ impl Options {
         for size in &mut workload.volumes {
             *size = (*size).min(256 << 10);
         }
+        let volumes = workload.volumes.len();
         workload.max_len = workload.max_len.min(segment_bytes / 4);
         if workload.alignment == Alignment::Pages {
             workload.max_len = workload.max_len.max(4_096);
@@ -417,7 +437,7 @@ impl Options {
             retention: Retention {
                 bytes: segment_bytes * *rng.pick(&[1, 3, 6]),
                 age_ns: *rng.pick(&[200_000_000, 3_600_000_000_000]),
-                ..Retention::default()
+                keep: draw_kept(&mut root.child("kept marks")),
             },
             ack: if rng.chance(PPM / 3) { AckPolicy::Replica } else { AckPolicy::Local },
             on_full: match (rng.chance(PPM / 3), root.child("on full").chance(PPM / 2)) {
@@ -449,7 +469,10 @@ impl Options {
                 let events = with_rounds(events, &mut root.child("verify"), nodes, faulty);
                 let events = with_drills(events, &mut root.child("drills"), nodes, faulty);
                 let events = with_mistakes(events, &mut root.child("mistakes"), nodes, faulty);
-                with_changes_of_mind(events, &mut root.child("changes of mind"), faulty)
+                let events = with_changes_of_mind(events, &mut root.child("changes of mind"), faulty);
+                let events = with_marks(events, &mut root.child("marks"), faulty);
+                let events = with_looks_aside(events, &mut root.child("looks aside"), nodes, faulty);
+                with_resizes(events, &mut root.child("resizes"), volumes, faulty)
             },
             probe_every: Span(faulty.0 / 12),
             keep: Keep::Last(400),
@@ -482,8 +505,11 @@ impl Options {
         options.session.opening_ms = 10 * options.session.heartbeat_ms;
         options.max_retry = Span::from_ms(*rng.pick(&[1_000, 10_000, 10_000]));
         let longest = Span::from_secs(*rng.pick(&[30, 120]));
-        options.events =
+        let events =
             draw_events(&mut root.child("long events"), options.nodes.len(), options.faulty, longest);
+        let events = with_marks(events, &mut root.child("long marks"), options.faulty);
+        let volumes = options.workload.volumes.len();
+        options.events = with_resizes(events, &mut root.child("long resizes"), volumes, options.faulty);
         options
     }
 }
@@ -650,6 +676,53 @@ fn with_mistakes(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: 
         events.push(Planned { at, event: Event::Mistakes { node } });
     }
     events.sort_by_key(|planned| planned.at);
+    events
+}
+
+/// In half of the runs marks outlive the window.
+fn draw_kept(rng: &mut Rng) -> Kept {
+    if !rng.chance(PPM / 2) {
+        return Kept::default();
+    }
+    let (minutes, named) = (*rng.pick(&[0, 0, 2]), 1 + rng.below(4) as u32);
+    Kept { minutes, hours: 0, days: 0, named, bytes: *rng.pick(&[u64::MAX, u64::MAX, 128 << 10]) }
+}
+
+/// In half of the runs somebody marks points, often.
+fn with_marks(mut events: Vec<Planned>, rng: &mut Rng, faulty: Span) -> Vec<Planned> {
+    if rng.chance(PPM / 2) {
+        for _ in 0..3 + rng.below(20) {
+            let at = Time(rng.below(faulty.0));
+            events.push(Planned { at, event: Event::Mark { application: rng.chance(PPM / 3) } });
+        }
+        events.sort_by_key(|planned| planned.at);
+    }
+    events
+}
+
+/// In a third of the runs volumes get other sizes.
+fn with_resizes(mut events: Vec<Planned>, rng: &mut Rng, volumes: usize, faulty: Span) -> Vec<Planned> {
+    if rng.chance(PPM / 3) {
+        for _ in 0..1 + rng.below(8) {
+            let at = Time(rng.below(faulty.0));
+            let (volume, ppm) = (rng.below(volumes as u64) as usize, rng.below(u64::from(PPM) + 1) as u32);
+            events.push(Planned { at, event: Event::Resize { volume, ppm } });
+        }
+        events.sort_by_key(|planned| planned.at);
+    }
+    events
+}
+
+/// In half of the runs somebody looks at branches.
+fn with_looks_aside(mut events: Vec<Planned>, rng: &mut Rng, nodes: usize, faulty: Span) -> Vec<Planned> {
+    if rng.chance(PPM / 2) {
+        for _ in 0..1 + rng.below(6) {
+            let (at, node) = (Time(rng.below(faulty.0)), rng.below(nodes as u64) as usize);
+            let at_ppm = rng.below(u64::from(PPM) + 1) as u32;
+            events.push(Planned { at, event: Event::LookAside { node, at_ppm } });
+        }
+        events.sort_by_key(|planned| planned.at);
+    }
     events
 }
 

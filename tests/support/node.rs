@@ -345,6 +345,13 @@ impl Node {
         MountedPoint { node: self, answer }
     }
 
+    /// One that can be written to.
+    #[track_caller]
+    pub fn mount_writable(&self, at: &str) -> MountedPoint<'_> {
+        let answer = self.ask(["mount-point", GROUP, "--at", at, "--writable", "--detach"]);
+        MountedPoint { node: self, answer }
+    }
+
     /// Checks the log on disk; the daemon must not run. `at` tells where in the test.
     #[track_caller]
     pub fn verify_log(&self, at: &str) {

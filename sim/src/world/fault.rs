@@ -150,6 +150,14 @@ impl World {
             }
             Event::Mistakes { node } => self.err(*node)?,
             Event::Scramble => self.scramble()?,
+            Event::Mark { application } => self.mark(*application)?,
+            Event::Resize { volume, ppm } => self.resize(*volume, *ppm)?,
+            Event::LookAside { node, at_ppm } => {
+                if self.look_at_branch(*node, *at_ppm)?.is_some() {
+                    self.count("branches looked at", 1);
+                }
+                self.check_power(*node)?;
+            }
         }
         Ok(())
     }
@@ -176,6 +184,7 @@ impl World {
             | Event::Wipe { node }
             | Event::Drill { node, .. }
             | Event::Mistakes { node }
+            | Event::LookAside { node, .. }
             | Event::Pin { node, .. } => *node,
             Event::Cut { from, .. } => *from,
             Event::Reset
@@ -183,6 +192,8 @@ impl World {
             | Event::Stall { .. }
             | Event::Loss { .. }
             | Event::Verify { .. }
+            | Event::Mark { .. }
+            | Event::Resize { .. }
             | Event::Scramble => 0,
         }
     }

@@ -90,6 +90,24 @@ fn operation(volume: usize, op: &Op) -> Option<Operation> {
     (len > 0).then_some(Operation { volume, offset, effect })
 }
 
+/// Moves a request for a volume that had `first` bytes to what it has gained, every other time, or not; whether it lies
+/// within the volume then.
+fn fit(request: &mut Request, first: u64, size: u64) -> bool {
+    let is_moved = size > first && (request.cookie ^ request.cookie >> 3).is_multiple_of(2);
+    let by = if is_moved { size - first } else { 0 };
+    match &mut request.op {
+        Op::Write { offset, data } => {
+            *offset += by;
+            *offset + data.len() as u64 <= size
+        }
+        Op::Read(extent) | Op::Trim(extent) | Op::Zero { extent, .. } => {
+            extent.offset += by;
+            extent.fits(size)
+        }
+        _ => true,
+    }
+}
+
 impl World {
     /// The guests of a reign take their turn.
     pub(super) fn guest_turn(&mut self, key: Key) -> Result {
@@ -107,11 +125,19 @@ impl World {
         let mut batch: Vec<Request> = Vec::new();
         let mut volume = 0;
         let mut gap = Span(0);
-        while batch.len() < max_batch {
-            let step = match guest.next.take() {
+        let timeline = &self.timelines[&key];
+        let mut odd = 0;
+        while batch.len() < max_batch && odd < max_batch {
+            let mut step = match guest.next.take() {
                 Some(step) => step,
                 None => guest.workload.next_step(),
             };
+            let (first, size) = (self.options.workload.volumes[step.volume], timeline.size(step.volume));
+            if !fit(&mut step.request, first, size) {
+                // The volume has no such place any more.
+                odd += 1;
+                continue;
+            }
             let held = guest.asked.len() + batch.len() >= depth
                 || step.after == After::AllAnswers && !(guest.asked.is_empty() && batch.is_empty());
             if held || !batch.is_empty() && step.volume != volume {
@@ -126,6 +152,9 @@ impl World {
             batch.push(step.request);
         }
         if batch.is_empty() {
+            if odd > 0 {
+                self.queue.push(self.now() + Span::from_ms(1), Ev::Guest(key));
+            }
             return Ok(());
         }
         guest.sent += batch.len() as u64;
@@ -157,8 +186,10 @@ impl World {
         for machine in 0..self.machines.len() {
             let Some(key) = self.machines[machine].reign.filter(|_| self.serves(machine)) else { continue };
             let Some(guest) = self.guests.get_mut(&key) else { continue };
-            for (volume, size) in self.options.workload.volumes.iter().enumerate() {
-                for (index, offset) in (0..*size).step_by(piece as usize).enumerate() {
+            let timeline = &self.timelines[&key];
+            for volume in 0..self.options.workload.volumes.len() {
+                let size = timeline.size(volume);
+                for (index, offset) in (0..size).step_by(piece as usize).enumerate() {
                     let cookie = ATTACK | (volume as u64) << 32 | index as u64;
                     let data = vec![SCRAMBLE; piece.min(size - offset) as usize].into();
                     let op = Op::Write { offset, data };

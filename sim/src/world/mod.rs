@@ -27,13 +27,14 @@ mod machine;
 mod mistakes;
 mod operator;
 mod reconsider;
+mod resize;
 mod seed;
 
 use crate::clock::{NodeClock, Queue, Span, Time};
 use crate::disk::Disk;
 use crate::ledger::{Key, Timeline};
 use crate::net::{ConnId, Either, Host, Reach};
-use crate::options::Options;
+use crate::options::{Event, Options};
 use crate::reference::{Death, Image};
 use crate::rng::Rng;
 use crate::run::{Figures, Sample, Violation};
@@ -41,7 +42,7 @@ use crate::trace::{Event as Traced, Place, Trace, Value};
 use engine::guest::Refusal;
 use engine::node::config::Begins;
 use engine::node::work::Lane;
-use engine::types::{Epoch, GroupId, Mono, NodeId, Position};
+use engine::types::{Epoch, GroupId, Lsn, Mono, NodeId, Position};
 use guest::Guest;
 use machine::Machine;
 use std::collections::BTreeMap;
@@ -93,6 +94,8 @@ pub(crate) struct World {
     healed: bool,
     /// A writer whose disk broke its promises has started again, and may have written another history over what it lost.
     rewritten: bool,
+    /// The marks that somebody wanted, by name, and where they are, if anybody was told.
+    marks: BTreeMap<String, Option<Lsn>>,
     link_bytes: u64,
     figures: Figures,
     samples: Vec<Sample>,
@@ -167,6 +170,7 @@ impl World {
             quiet: false,
             healed: false,
             rewritten: false,
+            marks: BTreeMap::new(),
             link_bytes: 0,
             figures: Figures::default(),
             samples: Vec::new(),
@@ -293,7 +297,7 @@ impl World {
     fn first_image(&self) -> Image {
         let sizes = self.options.workload.volumes.iter();
         let mut rng = self.root.child("first image");
-        sizes
+        let mut image: Image = sizes
             .map(|&size| {
                 let mut volume = vec![0; size as usize];
                 for stretch in volume.chunks_mut(3 * 4096) {
@@ -304,7 +308,17 @@ impl World {
                 }
                 volume
             })
-            .collect()
+            .collect();
+        for (volume, len) in image.iter_mut().zip(self.lengths()) {
+            volume.resize(len as usize, 0);
+        }
+        image
+    }
+
+    /// How long each volume may get in this run, in bytes: what is compared is as long.
+    fn lengths(&self) -> Vec<u64> {
+        let grows = self.options.events.iter().any(|planned| matches!(planned.event, Event::Resize { .. }));
+        self.options.workload.volumes.iter().map(|size| if grows { 2 * size } else { *size }).collect()
     }
 
     // -- small things that all parts use

@@ -214,7 +214,7 @@ impl World {
         }
         let parent = history.len().checked_sub(2).map(|before| key(&history[before]));
         let timeline = match parent {
-            None => Timeline::new(self.first_image()),
+            None => Timeline::new(self.first_image(), &self.options.workload.volumes),
             Some(parent) => {
                 let Some(parent) = self.timelines.get(&parent) else {
                     let detail = format!("its history is of a reign that never was: {history:?}");

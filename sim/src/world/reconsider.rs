@@ -82,7 +82,11 @@ impl World {
     }
 
     /// Opens one of a node's branches at one of its points, and compares what it shows.
-    fn look_at_branch(&mut self, machine: usize, at_ppm: u32) -> Result<Option<(BranchStates, Lsn)>> {
+    pub(super) fn look_at_branch(
+        &mut self,
+        machine: usize,
+        at_ppm: u32,
+    ) -> Result<Option<(BranchStates, Lsn)>> {
         let m = &self.machines[machine];
         let Some(live) = &m.live else { return Ok(None) };
         let branches = live.node.state().branches.clone();

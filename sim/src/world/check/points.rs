@@ -105,8 +105,27 @@ impl World {
             (_, None) => self.read_places(machine, at, &self.whole())?,
         };
         let Some(pieces) = pieces else { return Ok(()) };
+        self.invariant_sizes(machine, own, at, spot == Spot::Head)?;
         self.compare_bytes(machine, own, at, invariant, places.as_deref(), &pieces)?;
         self.machines[machine].looked[spot as usize] = Some(Mark { own, gaps, at });
+        Ok(())
+    }
+
+    /// Each volume has the size that somebody gave it.
+    fn invariant_sizes(&self, machine: usize, own: Key, at: Lsn, is_head: bool) -> Result {
+        let Some(live) = &self.machines[machine].live else { return Ok(()) };
+        if self.is_rewritten() || self.machines[machine].damaged {
+            return Ok(());
+        }
+        let specs =
+            if is_head { live.node.volume_specs().cloned().collect() } else { live.node.specs_at(at) };
+        for spec in specs {
+            let expected = self.timelines[&own].size_at(at, spec.id.0 as usize - 1);
+            if spec.size != expected {
+                let detail = format!("{} has {} bytes at LSN {at}, not {expected}", spec.name, spec.size);
+                return Err(self.broken("invariant_points_exact", machine, detail));
+            }
+        }
         Ok(())
     }
 
@@ -147,8 +166,7 @@ impl World {
 
     /// All of all volumes.
     fn whole(&self) -> Vec<Place> {
-        let sizes = self.options.workload.volumes.iter();
-        sizes.enumerate().map(|(volume, size)| (volume, Extent::new(0, *size))).collect()
+        self.lengths().into_iter().enumerate().map(|(volume, len)| (volume, Extent::new(0, len))).collect()
     }
 
     /// Where two states differ, as far as anybody wrote; nothing if that is nearly everywhere.
@@ -179,14 +197,12 @@ impl World {
         let mut image = Vec::new();
         for (index, extent) in places {
             let Some(live) = &mut self.machines[machine].live else { return Ok(None) };
-            if !live.node.volume_specs().any(|spec| spec.id.0 as usize == index + 1) {
-                // It is defined later than the point that was promoted.
-                image.push(vec![0; extent.len as usize]);
-                continue;
-            }
+            // It may be defined later than the point that was promoted, or be shorter by now.
+            let found = live.node.volume_specs().find(|spec| spec.id.0 as usize == index + 1);
+            let len = found.map_or(0, |spec| spec.size.saturating_sub(extent.offset)).min(extent.len);
             let mut bytes = Vec::with_capacity(extent.len as usize);
-            while (bytes.len() as u64) < extent.len {
-                let left = extent.len - bytes.len() as u64;
+            while (bytes.len() as u64) < len {
+                let left = len - bytes.len() as u64;
                 let part =
                     Extent::new(extent.offset + bytes.len() as u64, left.min(u64::from(MAX_REQUEST_BYTES)));
                 let op = Op::Read(part);
@@ -206,6 +222,7 @@ impl World {
                     }
                 }
             }
+            bytes.resize(extent.len as usize, 0);
             image.push(bytes);
         }
         Ok(Some(image))
@@ -226,14 +243,23 @@ impl World {
         }
         let mut image = Vec::new();
         let mut failed = None;
+        let specs = live.node.specs_at(at);
         for (index, extent) in places {
-            let plan = live.node.plan_point(VolumeId(*index as u32 + 1), at, *extent);
-            match plan.map(|plan| plan.read(Wait::Yes)) {
-                Some(Ok(pieces)) => image.push(flatten(&pieces)),
-                // The volume is defined later than this point.
-                None => image.push(vec![0; extent.len as usize]),
-                Some(Err(error)) => failed = Some(error),
-            }
+            // It may be defined later than this point, or be shorter at it.
+            let found = specs.iter().find(|spec| spec.id.0 as usize == index + 1);
+            let len = found.map_or(0, |spec| spec.size.saturating_sub(extent.offset)).min(extent.len);
+            let part = Extent::new(extent.offset, len);
+            let plan = live.node.plan_point(VolumeId(*index as u32 + 1), at, part).filter(|_| len > 0);
+            let mut bytes = match plan.map(|plan| plan.read(Wait::Yes)) {
+                Some(Ok(pieces)) => flatten(&pieces),
+                None => Vec::new(),
+                Some(Err(error)) => {
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            bytes.resize(extent.len as usize, 0);
+            image.push(bytes);
         }
         live.node.unpin(at);
         match failed {
@@ -269,6 +295,7 @@ impl World {
             self.count("looks at what changed", 1);
             return Ok(());
         }
+        self.invariant_kept_marks(machine, own)?;
         for _ in 0..between {
             let at = Lsn(self.looks.between(window.horizon.0, window.latest.0));
             if !self.is_point(machine, at) {
@@ -280,6 +307,24 @@ impl World {
             }
         }
         self.count("points read", between as u64 + 2);
+        Ok(())
+    }
+
+    /// Marks that outlive the window are where they were set, and show what any point does.
+    fn invariant_kept_marks(&mut self, machine: usize, own: Key) -> Result {
+        let Some(live) = &self.machines[machine].live else { return Ok(()) };
+        for (mark, _) in live.node.kept_marks() {
+            let told = self.marks.get(&mark.name);
+            if !told.is_some_and(|told| told.is_none_or(|at| at == mark.at)) {
+                let detail = format!("the mark {} is kept at LSN {}, not at {told:?}", mark.name, mark.at);
+                return Err(self.broken("invariant_points_exact", machine, detail));
+            }
+            if let Some(image) = self.read_point(machine, mark.at)? {
+                self.invariant_sizes(machine, own, mark.at, false)?;
+                self.compare_bytes(machine, own, mark.at, "invariant_points_exact", None, &image)?;
+                self.count("kept marks read", 1);
+            }
+        }
         Ok(())
     }
 

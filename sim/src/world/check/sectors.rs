@@ -57,8 +57,7 @@ impl World {
 
     /// The plain files of all volumes in a folder, padded to the volumes' sizes.
     fn images(&self, machine: usize, folder: &str) -> Image {
-        let sizes = &self.options.workload.volumes;
-        sizes
+        self.lengths()
             .iter()
             .enumerate()
             .map(|(index, size)| {
