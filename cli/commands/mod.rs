@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`status`] | `status` |
 //! | [`points`] | `points list` |
+//! | [`retention`] | what retention gives, for both |
 //! | [`mount`] | `mount-point`, `unmount` |
 //! | [`failover`] | `failover` |
 //! | [`reprotect`] | `failover commit`, `reprotect` |
@@ -22,6 +23,7 @@ pub(crate) mod protect;
 pub(crate) mod reprotect;
 pub(crate) mod resize;
 pub(crate) mod resync;
+pub(crate) mod retention;
 pub(crate) mod status;
 pub(crate) mod verify;
 

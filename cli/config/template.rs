@@ -175,6 +175,9 @@ accept = [{accept}]
 #overlay_limit = "256MiB"
 # While this node is a replica: recovery points are kept this long, and at most this much log.
 #retention = {{ time = "24h", bytes = "8GiB" }}
+# A point that is mounted, drilled or copied is not retired. What it holds of the log beyond retention is at most this,
+# a quarter of log_limit unless said; then its mount is ended.
+#pin_limit = "4GiB"
 # While this node is the primary: replicas are compared with it, bit for bit, when `landfall verify` asks for it, and
 # with every = "7d" also by themselves, so long after the last time. At most this much is read in a second.
 #verify = {{ rate = "64MiB" }}

@@ -322,6 +322,7 @@ impl Operator for FakeNode {
             volumes: self.world.volumes(),
             scratch: None,
             drill: None,
+            pin: None,
         })
     }
 
