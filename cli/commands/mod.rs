@@ -5,6 +5,7 @@
 //! | [`status`] | `status` |
 //! | [`points`] | `points list` |
 //! | [`retention`] | what retention gives, for both |
+//! | [`taken`] | the point that a command took, for all |
 //! | [`mount`] | `mount-point`, `unmount` |
 //! | [`failover`] | `failover` |
 //! | [`reprotect`] | `failover commit`, `reprotect` |
@@ -25,6 +26,7 @@ pub(crate) mod resize;
 pub(crate) mod resync;
 pub(crate) mod retention;
 pub(crate) mod status;
+pub(crate) mod taken;
 pub(crate) mod verify;
 
 use crate::args::Global;

@@ -430,6 +430,7 @@ pub(crate) mod tests {
                 scratch: None,
                 drill: None,
                 pin: Some(Pin { since: before(60), held_bytes: 1 << 30, limit_bytes: 4 << 30 }),
+                mark: None,
             }],
         }
     }

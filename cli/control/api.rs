@@ -1090,6 +1090,18 @@ pub(crate) struct Mount {
     /// What it costs; absent from a daemon that does not tell.
     #[serde(default)]
     pub(crate) pin: Option<Pin>,
+    /// What is marked there; absent if nothing is.
+    #[serde(default)]
+    pub(crate) mark: Option<PointMark>,
+}
+
+/// What was marked at a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PointMark {
+    /// Its name; absent for a periodic mark.
+    pub(crate) name: Option<String>,
+    /// What the applications were doing.
+    pub(crate) kind: MarkKind,
 }
 
 /// What a point that is in use costs: log that retention would have retired by now.
@@ -1133,6 +1145,9 @@ pub(crate) struct Plan {
     /// The branch that it lies on, if it is not on the line.
     #[serde(default)]
     pub(crate) branch: Option<BranchId>,
+    /// What is marked at the point; absent if nothing is.
+    #[serde(default)]
+    pub(crate) mark: Option<PointMark>,
     /// The point of the promotion that is moved from there; absent if none is.
     #[serde(default)]
     pub(crate) from: Option<At>,

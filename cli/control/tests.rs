@@ -98,6 +98,7 @@ impl Operator for Fake {
             role: Role::Replica,
             to,
             branch: None,
+            mark: None,
             from: None,
             latest: window.latest,
             epoch: Epoch(4),

@@ -323,6 +323,7 @@ impl Operator for FakeNode {
             scratch: None,
             drill: None,
             pin: None,
+            mark: None,
         })
     }
 
@@ -338,6 +339,7 @@ impl Operator for FakeNode {
             role: self.role,
             to,
             branch: None,
+            mark: None,
             from: None,
             latest: to,
             epoch: Epoch(2),

@@ -384,7 +384,10 @@ impl Operator for Node {
     }
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
-        failover::plan(self.group(group)?, to)
+        let group = self.group(group)?;
+        let plan = failover::plan(group, to)?;
+        let mark = plan.branch.is_none().then(|| marks::at(group, plan.to.lsn)).flatten();
+        Ok(Plan { mark, ..plan })
     }
 
     fn handover(&self, name: &str) -> Result<Promotion, Fault> {

@@ -11,6 +11,7 @@
 use super::branches;
 use super::changes::{self, Scratch};
 use super::groups::Group;
+use super::marks;
 use super::show;
 use super::volumes::{Point, PointVolumes};
 use crate::control::api::{
@@ -159,6 +160,7 @@ impl Mounts {
                 held_bytes: point.held_bytes(),
                 limit_bytes: point.pin_limit(),
             }),
+            mark: found.branch_id().is_none().then(|| marks::at(group, point.at().lsn)).flatten(),
         };
         if let Some(drill) = shown.drill {
             let ends = time::format(drill.ends.0);
