@@ -82,7 +82,6 @@ fn r16_a_mark_that_the_filesystem_held_still_for() {
     assert!(!needs_recovery(&pair.west, "latest-app", &copy));
     let point = pair.west.mount_point("latest-app");
     assert_eq!(point.lsn(), number(&still["lsn"]), "the newest that is consistent for the applications");
-
     drop(point);
 
     // Names.

@@ -114,7 +114,15 @@ fn r06_w20_an_outage_longer_than_the_log() {
         let point = pair.west.mount_point(&format!("lsn:{at}"));
         assert!(read_all(&point.socket(), &point.export("data")) == *image, "the point at LSN {at}");
     }
-    // What lies within the span is none.
+    // What lies within the span is none, and the window says so.
+    let points = pair.west.ask(["points", "list", GROUP]);
+    let copied = points["window"]["retention"]["copied"].as_array().expect("a list");
+    assert_eq!(copied.len(), 1, "{points}");
+    let (from, to) = (copied[0]["from"].as_str().expect("a time"), copied[0]["to"].as_str().expect("a time"));
+    assert!(from < to && to == points["spans"][0]["end"]["time"], "{points}");
+    let text = tool::check(&mut pair.west.command(["status"]));
+    let said = format!("but for {}", &from[.."2026-07-01T12:34:56".len()]);
+    assert!(text.contains(&said) && text.contains("Z, copied as one\n"), "{text}");
     let within =
         pair.west.try_ask(["mount-point", GROUP, "--at", &format!("lsn:{}", before + 500), "--detach"]);
     assert_eq!(within.status.code(), Some(3), "{}", tool::said(&within));

@@ -7,6 +7,7 @@ use crate::args::{self, Global};
 use crate::commands::mount::uri;
 use crate::commands::reprotect;
 use crate::commands::status::{ago, stretch};
+use crate::commands::taken;
 use crate::control::api::{Failover, Plan, Promotion, Role, Stretch};
 use crate::exit::Failure;
 use crate::human::{self, Form, Table, clean};
@@ -81,12 +82,9 @@ fn fail_over(global: &Global, arguments: &args::FailoverBegin, to: Point) -> Res
 
 fn plan_text(plan: &Plan, now: Timestamp) -> String {
     let mut out = format!(
-        "Failover of group {} to LSN {}{}, written {} ({} ago).\n",
+        "Failover of group {} to {}.\n",
         clean(&plan.group),
-        plan.to.lsn,
-        plan.branch.map_or_else(String::new, |branch| format!(" of branch {branch}")),
-        time::format(plan.to.time.0),
-        ago(plan.to.time, now)
+        taken::text(&plan.to, plan.branch, plan.mark.as_ref(), now)
     );
     let _ = match (plan.role, plan.from) {
         (Role::Replica, _) => writeln!(out, "  This node becomes its primary, under epoch {}.", plan.epoch),
@@ -172,6 +170,7 @@ mod tests {
             role: Role::Replica,
             to: At { lsn: Lsn(80), time: before(2) },
             branch: None,
+            mark: None,
             from: None,
             latest: At { lsn: Lsn(90), time: before(1) },
             epoch: Epoch(4),
@@ -186,7 +185,7 @@ mod tests {
     fn a_plan_states_its_cost() {
         assert_eq!(
             plan_text(&plan(), NOW),
-            "Failover of group db to LSN 80, written 2025-07-01T12:34:54.789Z (2s ago).\n  \
+            "Failover of group db to LSN 80 (2025-07-01T12:34:54.789Z): crash-consistent, 2s old.\n  \
              This node becomes its primary, under epoch 4.\n  \
              Set aside as a branch, up to LSN 90: 10 writes, 40 KiB, 1s.\n  \
              Lost: at least 1 write, 4 KiB, 20ms; the primary was last heard 1s ago.\n  \

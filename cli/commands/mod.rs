@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`status`] | `status` |
 //! | [`points`] | `points list` |
+//! | [`retention`] | what retention gives, for both |
+//! | [`taken`] | the point that a command took, for all |
 //! | [`mount`] | `mount-point`, `unmount` |
 //! | [`failover`] | `failover` |
 //! | [`reprotect`] | `failover commit`, `reprotect` |
@@ -22,7 +24,9 @@ pub(crate) mod protect;
 pub(crate) mod reprotect;
 pub(crate) mod resize;
 pub(crate) mod resync;
+pub(crate) mod retention;
 pub(crate) mod status;
+pub(crate) mod taken;
 pub(crate) mod verify;
 
 use crate::args::Global;

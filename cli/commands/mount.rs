@@ -4,6 +4,7 @@
 //! end it, and no pin is left behind that would hold back retention. With `--detach` it lives until `unmount`.
 
 use crate::args::{self, Global};
+use crate::commands::taken;
 use crate::control::Client;
 use crate::control::api::{Access, Endpoint, Hold, Mount, MountId, MountRequest};
 use crate::exit::{Context, Failure};
@@ -11,6 +12,7 @@ use crate::human::{self, Form, Table, clean};
 use crate::signal::Signals;
 use crate::time;
 use crate::units::Bytes;
+use engine::types::Timestamp;
 use std::time::Duration;
 
 /// How often it is looked whether the mount was ended from elsewhere.
@@ -72,13 +74,12 @@ fn is_mounted(client: &mut Client, mount: MountId) -> Result<bool, Failure> {
 
 /// Where a mount's volumes are.
 pub(crate) fn text(mount: &Mount) -> String {
-    let mut out = format!(
-        "group {} at LSN {}{} ({})\n",
-        clean(&mount.group),
-        mount.at.lsn,
-        mount.branch.map_or_else(String::new, |branch| format!(" of branch {branch}")),
-        time::format(mount.at.time.0)
-    );
+    text_at(mount, time::now())
+}
+
+fn text_at(mount: &Mount, now: Timestamp) -> String {
+    let taken = taken::text(&mount.at, mount.branch, mount.mark.as_ref(), now);
+    let mut out = format!("group {} at {taken}\n", clean(&mount.group));
     let mut table = Table::new(&["VOLUME", "SIZE", "NBD URI"]).right(&[1]).indent(2);
     for volume in &mount.volumes {
         let uri =
@@ -121,8 +122,8 @@ mod tests {
     fn a_mount_reads_well() {
         let mut mount = sample().mounts.remove(0);
         assert_eq!(
-            text(&mount),
-            "group db at LSN 7 (2025-07-01T11:34:56.789Z)\n  VOLUME    SIZE  NBD URI\n  data    10 GiB  \
+            text_at(&mount, Timestamp(1_751_373_296_789_000_000)),
+            "group db at LSN 7 (2025-07-01T11:34:56.789Z): crash-consistent, 1h old\n  VOLUME    SIZE  NBD URI\n  data    10 GiB  \
              nbd://127.0.0.1:1234/db/data\n"
         );
         mount.endpoint = Endpoint::Unix("/run/a b.sock".into());

@@ -4,6 +4,7 @@
 //! the reigns and the named points are shown, and of the periodic marks the newest and how many there are.
 
 use crate::args::Global;
+use crate::commands::retention;
 use crate::commands::status::{ago, stretch};
 use crate::control::api::{At, MarkKind, Points, Span};
 use crate::exit::Failure;
@@ -25,6 +26,9 @@ fn text(points: &Points, now: Timestamp) -> String {
         return format!("group {}: no recovery point yet\n", clean(&points.group));
     };
     let mut out = format!("group {}: every LSN from the horizon to the latest\n", clean(&points.group));
+    for line in retention::lines(window) {
+        let _ = writeln!(out, "  {line}");
+    }
     let mut table = Table::new(&["POINT", "LSN", "TIME", "AGE"]).right(&[1]).indent(2);
     let mut row = |name: &str, at: &At| {
         table.row(&[name, &at.lsn.to_string(), &time::format(at.time.0), &ago(at.time, now)]);
@@ -114,7 +118,7 @@ mod tests {
                 Span { first: at(20, 900), end: Some(at(31, 800)) },
                 Span { first: at(91, 1), end: None },
             ],
-            window: Some(Window { horizon: at(7, 3_600), latest: at(90, 1) }),
+            window: Some(Window { horizon: at(7, 3_600), latest: at(90, 1), retention: None }),
             reigns: vec![Reign {
                 epoch: Epoch(1),
                 node: "east".to_owned(),

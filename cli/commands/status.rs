@@ -1,6 +1,7 @@
 //! `landfall status`: how the node is, what lags, what somebody should look at.
 
 use crate::args::Global;
+use crate::commands::retention;
 use crate::control::api::{
     CatchUp, CatchingUp, Group, Link, LinkState, Moment, Mount, Repair, Role, State, Status, Stretch,
     Verdict, WaitsFor,
@@ -44,7 +45,8 @@ fn text(status: &Status, now: Timestamp) -> String {
         group_text(&mut out, group, now);
     }
     if !status.mounts.is_empty() {
-        let mut table = Table::new(&["MOUNT", "GROUP", "LSN", "TIME", "KIND", "SERVED AT"]).right(&[0, 2]);
+        let mut table =
+            Table::new(&["MOUNT", "GROUP", "LSN", "TIME", "KIND", "HOLDS", "SERVED AT"]).right(&[0, 2]);
         for mount in &status.mounts {
             table.row(&[
                 mount.mount.0.to_string(),
@@ -52,6 +54,7 @@ fn text(status: &Status, now: Timestamp) -> String {
                 mount.at.lsn.to_string(),
                 time::format(mount.at.time.0),
                 kind(mount, now),
+                holds(mount, now),
                 mount.endpoint.to_string(),
             ]);
         }
@@ -59,6 +62,14 @@ fn text(status: &Status, now: Timestamp) -> String {
         out.push_str(&table.render());
     }
     out
+}
+
+/// What a mount costs: log that would be retired by now, and since when it is mounted.
+fn holds(mount: &Mount, now: Timestamp) -> String {
+    mount.pin.map_or_else(
+        || "-".to_owned(),
+        |pin| format!("{} of log, {}", Bytes(pin.held_bytes), ago(pin.since, now)),
+    )
 }
 
 /// What a mount is, and what it takes.
@@ -114,6 +125,9 @@ fn group_text(out: &mut String, group: &Group, now: Timestamp) {
             time::format(window.latest.time.0)
         )),
         None => line(format_args!("  points       none")),
+    }
+    for text in group.window.iter().flat_map(retention::lines) {
+        line(format_args!("               {text}"));
     }
     let mut links = Table::new(&["PEER", "LINK", "DURABLE", "LAG", "RTT"]).right(&[2]).indent(2);
     let mut any = false;
@@ -298,7 +312,8 @@ pub(crate) fn ago(moment: Moment, now: Timestamp) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::control::api::{
-        At, AtRest, Drill, Log, MountId, Node, Positions, Replica, Upstream, Used, Volume, Window,
+        At, AtRest, Copied, Drill, EndsBy, Log, MountId, Node, Pin, Positions, Replica, Retention, Upstream,
+        Used, Volume, Window,
     };
     use crate::control::api::{Checks, Endpoint, Mismatch, OnMismatch, Round};
     use engine::types::Epoch;
@@ -320,6 +335,16 @@ pub(crate) mod tests {
         let window = Window {
             horizon: At { lsn: Lsn(7), time: before(3_600) },
             latest: At { lsn: Lsn(90), time: before(1) },
+            retention: Some(Retention {
+                reach_ms: 3_600_000,
+                up_to_now: true,
+                limit_ms: 86_400_000,
+                limit_bytes: 8 << 30,
+                used_bytes: 1 << 30,
+                ends_by: Some(EndsBy::Bytes),
+                ends_in_ms: Some(7 * 3_600_000),
+                copied: vec![Copied { from: before(60), to: before(50) }],
+            }),
         };
         let connected = Link {
             state: LinkState::Connected,
@@ -352,7 +377,7 @@ pub(crate) mod tests {
             primary: None,
             volumes: vec![volume.clone()],
             log: Log { used_bytes: 3 << 30, limit_bytes: 16 << 30 },
-            window: Some(window),
+            window: Some(window.clone()),
             uncommitted: None,
             takes_back: false,
             round: None,
@@ -404,6 +429,8 @@ pub(crate) mod tests {
                 volumes: vec![volume],
                 scratch: None,
                 drill: None,
+                pin: Some(Pin { since: before(60), held_bytes: 1 << 30, limit_bytes: 4 << 30 }),
+                mark: None,
             }],
         }
     }
@@ -437,6 +464,8 @@ group db: primary, serving, epoch 3
   positions    appended 100, durable 99, shipped 95, replica-durable 90
   log          3 GiB of 16 GiB
   points       7 (2025-07-01T11:34:56.789Z) to 90 (2025-07-01T12:34:55.789Z)
+               any write of the last 1h (limit: 1d, or 8 GiB of log, of which 1 GiB are used: ends first by bytes, in about 7h)
+               but for 2025-07-01T12:33:56.789Z to 2025-07-01T12:34:06.789Z, copied as one
   PEER  LINK              DURABLE  LAG                         RTT
   west  connected 12m 5s       90  1,234 writes, 5 MiB, 340ms  12.3ms
   ! west: acknowledged less than before
@@ -451,8 +480,8 @@ group mail: replica, FAILED: fdatasync of 00000001.seg: I/O error, epoch 3
   PEER             LINK                             DURABLE  LAG   RTT
   north (primary)  refused: a newer epoch 4 exists        -  none  -
 
-MOUNT  GROUP  LSN  TIME                      KIND       SERVED AT
-    1  db       7  2025-07-01T11:34:56.789Z  read-only  127.0.0.1:1234
+MOUNT  GROUP  LSN  TIME                      KIND       HOLDS             SERVED AT
+    1  db       7  2025-07-01T11:34:56.789Z  read-only  1 GiB of log, 1m  127.0.0.1:1234
 ";
         assert_eq!(text(&sample(), NOW), expected);
     }

@@ -232,6 +232,7 @@ fn group(
             rate: size(group.verify.rate.as_ref(), 64 * MIB, MIB, 64 * GIB, 1)?,
         },
         marks: marks(group.marks.as_ref())?,
+        pin_limit: size(group.pin_limit.as_ref(), log_limit.0 / 4, segment.0, log_limit.0, 1)?,
     })
 }
 

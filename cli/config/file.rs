@@ -102,6 +102,7 @@ pub(crate) struct Group {
     #[serde(default)]
     pub(crate) verify: Verify,
     pub(crate) marks: Option<Spanned<Interval>>,
+    pub(crate) pin_limit: Option<Spanned<Size>>,
     #[serde(default)]
     pub(crate) volume: Vec<Volume>,
 }

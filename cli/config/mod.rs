@@ -165,6 +165,8 @@ pub(crate) struct Group {
     pub(crate) retention: Retention,
     /// Which marks outlive it.
     pub(crate) keep: Keep,
+    /// The most log that an open point may hold beyond retention.
+    pub(crate) pin_limit: Bytes,
     /// How its replicas are compared with it while this node is its primary.
     pub(crate) verify: Verify,
     /// How long a write is without a mark behind it while this node is its primary; no periodic marks if absent.

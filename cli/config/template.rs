@@ -179,6 +179,9 @@ accept = [{accept}]
 # many of those with a name: say, minutes = 60, hours = 48, days = 30, named = 20. They take what was overwritten since,
 # at most so many bytes; the oldest go first.
 #keep = {{ minutes = 0, hours = 0, days = 0, named = 0, bytes = "64GiB" }}
+# A point that is mounted, drilled or copied is not retired. What it holds of the log beyond retention is at most this,
+# a quarter of log_limit unless said; then its mount is ended.
+#pin_limit = "4GiB"
 # While this node is the primary: replicas are compared with it, bit for bit, when `landfall verify` asks for it, and
 # with every = "7d" also by themselves, so long after the last time. At most this much is read in a second.
 #verify = {{ rate = "64MiB" }}

@@ -83,7 +83,7 @@ fn wrong_files_say_where_and_what_was_meant() {
             "segmnt = \"64MiB\"",
             "25:1: unknown field `segmnt`, expected one of `name`, `role`, `replicas`, `accept`, `ack`, \
              `on_full`, `log_limit`, `segment`, `overlay_limit`, `ship_delay`, `retention`, \
-             `keep`, `verify`, `marks`, `volume`\n  \
+             `keep`, `verify`, `marks`, `pin_limit`, `volume`\n  \
              next: did you mean `segment`?",
         ),
         (
@@ -318,6 +318,7 @@ fn the_template_shows_the_defaults() {
         "retention",
         "verify",
         "marks",
+        "pin_limit",
         "name",
         "size",
         "role",

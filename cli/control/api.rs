@@ -835,12 +835,55 @@ pub(crate) struct Log {
 }
 
 /// The recovery points, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Window {
     /// The oldest.
     pub(crate) horizon: At,
     /// The newest.
     pub(crate) latest: At,
+    /// What that gives; absent from a daemon that does not tell.
+    #[serde(default)]
+    pub(crate) retention: Option<Retention>,
+}
+
+/// What retention gives now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retention {
+    /// Every write of so many milliseconds is a point: of the last ones, or of those before the newest point.
+    pub(crate) reach_ms: u64,
+    /// They are the last ones: no write is known that the window lacks, but for what is on its way.
+    pub(crate) up_to_now: bool,
+    /// The limit by time.
+    pub(crate) limit_ms: u64,
+    /// The limit by bytes of log.
+    pub(crate) limit_bytes: u64,
+    /// Bytes of log in use for it.
+    pub(crate) used_bytes: u64,
+    /// Which limit ends it first; absent if it is too early to say.
+    pub(crate) ends_by: Option<EndsBy>,
+    /// In about so many milliseconds, at the pace so far; absent if that limit is reached.
+    pub(crate) ends_in_ms: Option<u64>,
+    /// Stretches within it whose writes are no points one by one, oldest first: sync spans.
+    pub(crate) copied: Vec<Copied>,
+}
+
+/// A limit of retention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EndsBy {
+    /// By age.
+    Time,
+    /// By what the log takes.
+    Bytes,
+}
+
+/// A sync span within a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Copied {
+    /// When the last point before it was written.
+    pub(crate) from: Moment,
+    /// When the first behind it was.
+    pub(crate) to: Moment,
 }
 
 /// Answer to `points`.
@@ -1061,6 +1104,32 @@ pub(crate) struct Mount {
     /// Its times, if it is a drill.
     #[serde(default)]
     pub(crate) drill: Option<Drill>,
+    /// What it costs; absent from a daemon that does not tell.
+    #[serde(default)]
+    pub(crate) pin: Option<Pin>,
+    /// What is marked there; absent if nothing is.
+    #[serde(default)]
+    pub(crate) mark: Option<PointMark>,
+}
+
+/// What was marked at a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PointMark {
+    /// Its name; absent for a periodic mark.
+    pub(crate) name: Option<String>,
+    /// What the applications were doing.
+    pub(crate) kind: MarkKind,
+}
+
+/// What a point that is in use costs: log that retention would have retired by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pin {
+    /// Since when it is in use.
+    pub(crate) since: Moment,
+    /// Bytes of log that are held for it beyond retention.
+    pub(crate) held_bytes: u64,
+    /// At so many its mount is ended.
+    pub(crate) limit_bytes: u64,
 }
 
 /// What a writable mount takes on disk.
@@ -1093,6 +1162,9 @@ pub(crate) struct Plan {
     /// The branch that it lies on, if it is not on the line.
     #[serde(default)]
     pub(crate) branch: Option<BranchId>,
+    /// What is marked at the point; absent if nothing is.
+    #[serde(default)]
+    pub(crate) mark: Option<PointMark>,
     /// The point of the promotion that is moved from there; absent if none is.
     #[serde(default)]
     pub(crate) from: Option<At>,

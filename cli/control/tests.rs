@@ -89,7 +89,7 @@ impl Operator for Fake {
     }
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
-        let window = status::tests::sample().groups[0].window.unwrap();
+        let window = status::tests::sample().groups[0].window.clone().unwrap();
         let to = match to.which {
             Which::Lsn(lsn) => At { lsn, ..window.latest },
             _ => window.latest,
@@ -99,6 +99,7 @@ impl Operator for Fake {
             role: Role::Replica,
             to,
             branch: None,
+            mark: None,
             from: None,
             latest: window.latest,
             epoch: Epoch(4),
@@ -140,7 +141,7 @@ impl Operator for Fake {
     }
 
     fn mark(&self, request: &MarkRequest) -> Result<Mark, Fault> {
-        let at = status::tests::sample().groups[0].window.unwrap().latest;
+        let at = status::tests::sample().groups[0].window.clone().unwrap().latest;
         Ok(Mark { at, name: request.name.clone(), kind: request.kind })
     }
 

@@ -322,6 +322,8 @@ impl Operator for FakeNode {
             volumes: self.world.volumes(),
             scratch: None,
             drill: None,
+            pin: None,
+            mark: None,
         })
     }
 
@@ -337,6 +339,7 @@ impl Operator for FakeNode {
             role: self.role,
             to,
             branch: None,
+            mark: None,
             from: None,
             latest: to,
             epoch: Epoch(2),

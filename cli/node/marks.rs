@@ -2,7 +2,7 @@
 
 use super::groups::Group;
 use crate::control::api::{
-    At, Fault, FaultCode, MAX_PERIODIC_MARKS, Mark, MarkKind, MarkRequest, Moment, PeriodicMarks,
+    At, Fault, FaultCode, MAX_PERIODIC_MARKS, Mark, MarkKind, MarkRequest, Moment, PeriodicMarks, PointMark,
 };
 use crate::mark::guard::now_ns;
 use crate::point::Which;
@@ -56,6 +56,12 @@ pub(super) fn mark(group: &Group, request: &MarkRequest) -> Result<Mark, Fault> 
         fault
     })?;
     Ok(Mark { at: group.at(lsn), name: request.name.clone(), kind: request.kind })
+}
+
+/// What is marked at a point of the line.
+pub(super) fn at(group: &Group, lsn: Lsn) -> Option<PointMark> {
+    let mark = group.engine.mark_at(lsn)?;
+    Some(PointMark { name: Some(mark.name).filter(|name| !name.is_empty()), kind: kind_of(mark.kind) })
 }
 
 /// The periodic marks.

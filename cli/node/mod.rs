@@ -7,6 +7,7 @@
 //! | [`volumes`] | volumes and points as NBD exports |
 //! | [`changes`] | what guests write to a point |
 //! | [`mounts`] | points that are being served |
+//! | [`retention`] | how far back every write is a point |
 //! | [`show`] | a node's reports in the words of the control API |
 //! | [`logs`] | `log inspect`, `log verify`, `log export-trace` |
 
@@ -20,6 +21,7 @@ mod mounts;
 mod paces;
 mod protect;
 mod resize;
+mod retention;
 mod seeds;
 mod show;
 mod volumes;
@@ -382,7 +384,10 @@ impl Operator for Node {
     }
 
     fn plan_failover(&self, group: &str, to: Point) -> Result<Plan, Fault> {
-        failover::plan(self.group(group)?, to)
+        let group = self.group(group)?;
+        let plan = failover::plan(group, to)?;
+        let mark = plan.branch.is_none().then(|| marks::at(group, plan.to.lsn)).flatten();
+        Ok(Plan { mark, ..plan })
     }
 
     fn handover(&self, name: &str) -> Result<Promotion, Fault> {

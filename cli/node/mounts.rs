@@ -3,6 +3,7 @@
 //! Invariants:
 //! - a point that is served is pinned, and its pin goes with the mount;
 //! - a drill is ended at its limit, whoever holds it;
+//! - a point that holds more of the log than it may is closed, with its mount: replication goes before it;
 //! - a mount whose point a failover sets aside answers nothing from then on, and is ended: by a failover here at once, by
 //!   one elsewhere that this node is taken back into a little later;
 //! - a daemon that was killed leaves nothing: its scratch files have no names, and the next start removes its sockets.
@@ -10,13 +11,15 @@
 use super::branches;
 use super::changes::{self, Scratch};
 use super::groups::Group;
+use super::marks;
 use super::show;
 use super::volumes::{Point, PointVolumes};
 use crate::control::api::{
     Access, Content, Drill, Endpoint, Fault, FaultCode, MAX_DRILL_MS, Moment, Mount, MountId, MountRequest,
-    Used, Volume,
+    Pin, Used, Volume,
 };
 use crate::time;
+use crate::units::Bytes;
 use engine::changes::Budget;
 use engine::types::Timestamp;
 use std::collections::BTreeMap;
@@ -84,6 +87,7 @@ impl Mounts {
                 .budget
                 .as_deref()
                 .map(|budget| Used { used_bytes: budget.used_bytes(), limit_bytes: budget.limit_bytes() }),
+            pin: served.shown.pin.map(|pin| Pin { held_bytes: served.point.held_bytes(), ..pin }),
             ..served.shown.clone()
         };
         self.shared.lock().served.values().map(shown).collect()
@@ -151,6 +155,12 @@ impl Mounts {
                 begun: Moment(begun),
                 ends: Moment(Timestamp(begun.0.saturating_add(limit.as_nanos() as u64))),
             }),
+            pin: Some(Pin {
+                since: Moment(begun),
+                held_bytes: point.held_bytes(),
+                limit_bytes: point.pin_limit(),
+            }),
+            mark: found.branch_id().is_none().then(|| marks::at(group, point.at().lsn)).flatten(),
         };
         if let Some(drill) = shown.drill {
             let ends = time::format(drill.ends.0);
@@ -224,10 +234,22 @@ impl Shared {
         }
     }
 
+    /// Ends the mounts of points for which more log is held than may be: replication goes before them.
+    fn end_costly(&self) {
+        for served in self.take(|served| served.point.costs_too_much()) {
+            let (mount, at, group) = (served.shown.mount.0, served.shown.at.lsn, &served.shown.group);
+            let held = Bytes(served.point.held_bytes());
+            let limit = Bytes(served.point.pin_limit());
+            tracing::warn!(mount, %at, group, %held, %limit, "ended: its point held too much of the log");
+            served.server.stop(Stop::Refuse);
+        }
+    }
+
     /// Ends what has to end by itself, until the node stops.
     fn watch(&self) {
         loop {
             self.end_set_aside();
+            self.end_costly();
             let now = Instant::now();
             // Stopped without the lock: a client in the middle of a request must not hold up others' mounts.
             for served in self.take(|served| served.ends.is_some_and(|ends| ends <= now)) {

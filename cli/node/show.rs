@@ -4,13 +4,14 @@ use super::Node;
 use super::branches;
 use super::groups::{Group, LinkInfo};
 use super::marks;
+use super::retention::retention;
 use super::volumes::Found;
 use crate::config::{Config, OnFull};
 use crate::control::api::{
     At, AtRest, CatchUp, CatchingUp, Checks, Content, Fault, FaultCode, Group as Shown, KeptMark, Link,
-    LinkState, Log, Mark, Mismatch, Moment, Node as ShownNode, OnMismatch, Points, Positions, Record, Reign,
-    Repair, Replica, Role, Rotten, Round, Span, State, Status, Stretch, Upstream, Verdict, Verified, Volume,
-    WaitsFor, Window,
+    LinkState, Log, Mark, Mismatch, Moment, Mount, Node as ShownNode, OnMismatch, Points, Positions, Record,
+    Reign, Repair, Replica, Role, Rotten, Round, Span, State, Status, Stretch, Upstream, Verdict, Verified,
+    Volume, WaitsFor, Window,
 };
 use crate::point::{Point, Which};
 use crate::time;
@@ -28,6 +29,10 @@ pub(super) fn status(node: &Node) -> Status {
     let mut groups: Vec<Shown> = node.groups.values().map(group).collect();
     groups.extend(node.closed.iter().map(|(name, reason)| closed(name, reason)));
     groups.sort_by(|a, b| a.name.cmp(&b.name));
+    let mounts = node.mounts.list();
+    for group in &mut groups {
+        group.alarms.extend(mounts.iter().filter(|mount| mount.group == group.name).filter_map(costly));
+    }
     Status {
         node: ShownNode {
             name: node.name.clone(),
@@ -39,8 +44,20 @@ pub(super) fn status(node: &Node) -> Status {
             nbd: node.nbd_at.clone(),
         },
         groups,
-        mounts: node.mounts.list(),
+        mounts,
     }
+}
+
+/// A warning of a point that holds half of what it may of the log.
+fn costly(mount: &Mount) -> Option<String> {
+    let pin = mount.pin.filter(|pin| pin.held_bytes >= pin.limit_bytes / 2)?;
+    Some(format!(
+        "mount {} holds {} of log beyond retention, and is ended at {} (`pin_limit`); `landfall unmount {}` ends it now",
+        mount.mount.0,
+        Bytes(pin.held_bytes),
+        Bytes(pin.limit_bytes),
+        mount.mount.0
+    ))
 }
 
 fn rotten(found: &engine::node::reread::Rotten) -> Rotten {
@@ -370,7 +387,8 @@ pub(super) fn volumes(group: &Group, report: &Report) -> Vec<Volume> {
 
 fn window(group: &Group, report: &Report) -> Option<Window> {
     let points = report.points.filter(|points| points.latest > Lsn::ZERO)?;
-    Some(Window { horizon: group.at(points.horizon.max(Lsn(1))), latest: group.at(points.latest) })
+    let (horizon, latest) = (group.at(points.horizon.max(Lsn(1))), group.at(points.latest));
+    Some(Window { horizon, latest, retention: Some(retention(group, report, horizon, latest)) })
 }
 
 /// One record, without its bytes.

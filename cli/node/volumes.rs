@@ -155,6 +155,30 @@ impl Point {
         self.found.with_time(&self.group)
     }
 
+    /// Bytes of log that are held for it beyond retention.
+    pub(super) fn held_bytes(&self) -> u64 {
+        match self.content {
+            Content::Whole => {
+                let pinned = self.found.stands_on();
+                self.group.engine.peek(|node| node.held_for(pinned, clock::now()))
+            }
+            Content::Written => 0,
+        }
+    }
+
+    /// The most that may be.
+    pub(super) fn pin_limit(&self) -> u64 {
+        self.group.config.pin_limit.0
+    }
+
+    /// Whether it holds as much as it may, or the log has no room for another file because of it.
+    pub(super) fn costs_too_much(&self) -> bool {
+        let held = self.held_bytes();
+        let config = &self.group.config;
+        let used = self.group.engine.peek(|node| node.log().used_bytes());
+        held >= config.pin_limit.0 || held > 0 && used + config.segment.0 >= config.log_limit.0
+    }
+
     /// The volumes that it has.
     pub(super) fn specs(&self) -> Vec<VolumeSpec> {
         self.group.engine.peek(|node| match &self.found.branch {

@@ -26,6 +26,7 @@
 //! | [`handover`] | a planned failover: no write lost, and no two primaries |
 //! | [`branches`] | what was left beside the main line |
 //! | [`branch_states`] | and its points |
+//! | `held` | what an open point costs |
 //! | [`reconsider`] | a promotion that is moved to another point |
 //! | [`points`] | recovery points: choosing, opening, reading |
 //! | `span` | what replicas lack, and how they get it |
@@ -48,6 +49,7 @@ pub mod config;
 mod disks;
 pub mod fold;
 pub mod handover;
+mod held;
 pub mod hydrate;
 pub mod keep;
 pub mod mark;

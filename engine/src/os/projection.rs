@@ -174,6 +174,14 @@ impl Projection {
         Ok(())
     }
 
+    /// The mark at a record.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn mark_at(&self, lsn: Lsn) -> Result<Option<Mark>, Error> {
+        Ok(self.catalog.marks(lsn..=lsn)?.pop().map(|(_, mark)| mark))
+    }
+
     /// Shows the marks from `horizon` on to somebody, oldest first.
     ///
     /// # Errors

@@ -296,6 +296,12 @@ impl Group {
         unnamed
     }
 
+    /// The mark at a record, named or not; `None` as well if there is no catalog.
+    pub fn mark_at(&self, lsn: Lsn) -> Option<Mark> {
+        let catalog = self.shared.catalog.lock().expect("no holder of the lock panics");
+        catalog.as_ref().and_then(|projection| projection.mark_at(lsn).ok().flatten())
+    }
+
     /// Both; those that are seen when the catalog fails are still marks.
     fn each_mark(&self, see: impl FnMut(Lsn, Mark)) {
         let horizon = self.peek(|node| node.state().horizon);
