@@ -438,7 +438,10 @@ pub(super) fn load(
             }
             if header.kind == Kind::Volume && header.lsn > headers_through && !is_again {
                 let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
-                specs.insert(spec.id, spec);
+                // The state tells the newest size that it knows.
+                if header.lsn > state.durable || !specs.contains_key(&spec.id) {
+                    specs.insert(spec.id, spec);
+                }
                 if coarse::defines_in_place(header) && !state.wrote(header.epoch) {
                     coarse::await_data(&mut coarse, header, specs.len());
                 }
@@ -449,7 +452,7 @@ pub(super) fn load(
             let mut gone = None;
             if header.kind == Kind::Resize {
                 let (mut before, behind) = sizes_of(header);
-                if header.lsn > headers_through
+                if header.lsn > state.durable
                     && let Some(spec) = specs.get_mut(&header.volume)
                 {
                     // Another change may have been left out before this one.
@@ -463,7 +466,7 @@ pub(super) fn load(
             if is_again {
                 // The record that changed its size may have been left out.
                 let mut known_sizes = None;
-                if header.lsn > headers_through
+                if header.lsn > state.durable
                     && let Some(known) = specs.get_mut(&header.volume)
                 {
                     let spec = spec_of(header, payload).ok_or(ErrorKind::InvalidData)?;
@@ -529,8 +532,12 @@ pub(super) fn load(
         let resizes = sizes.take(id);
         if let (Some(base), Some(known)) = (&base, state.volumes.iter().find(|known| known.id == id)) {
             // It may have died between the record of a larger size and the disk.
-            let on_record = resizes.iter().filter(|resized| resized.at <= state.durable);
-            let largest = on_record.map(|resized| resized.before).fold(known.size, u64::max);
+            // Not behind what was folded: then the disk was long enough, and holds what was written there.
+            let through = state.durable.max(state.horizon);
+            let next = resizes.iter().find(|resized| resized.at > through);
+            let known = known.size.max(next.map_or(spec.size, |resized| resized.before));
+            let on_record = resizes.iter().filter(|resized| resized.at <= through);
+            let largest = on_record.map(|resized| resized.before).fold(known, u64::max);
             if spec.size > largest {
                 lengthen(&**base, &spec.name, &backing_path(&config, &spec.name), largest, spec.size)?;
             }

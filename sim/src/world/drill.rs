@@ -55,7 +55,7 @@ impl World {
             return Ok(());
         }
         self.pin(machine, at_ppm, span)?;
-        let Some(expected) = self.read_point(machine, at)? else { return Ok(()) };
+        let Some(mut expected) = self.read_point(machine, at)? else { return Ok(()) };
         let life = self.machines[machine].life;
         let mut rng = self.root.child(&format!("drill {machine} {life} {}", self.now().0));
         let limit = if rng.below(TIGHT_IN) == 0 { 8 * BLOCK_BYTES } else { u64::MAX };
@@ -76,6 +76,8 @@ impl World {
                 .open(&format!("scratch-{volume}"), OpenMode::Create)
                 .and_then(|file| live.node.changes(id, spec.size, file, &budget));
             let Ok(changes) = made else { break };
+            // It may have been longer at other points.
+            expected[volume].truncate(spec.size as usize);
             volumes.push(changes);
         }
         let every = Span(span.0 / u64::from(writes.max(1)));

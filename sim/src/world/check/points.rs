@@ -303,6 +303,7 @@ impl World {
                 continue;
             }
             if let Some(image) = self.read_point(machine, at)? {
+                self.invariant_sizes(machine, own, at, false)?;
                 self.compare_bytes(machine, own, at, "invariant_points_exact", None, &image)?;
             }
         }
