@@ -42,8 +42,9 @@ impl Disks {
 
 fn about(name: &str) -> About {
     let (made, time) = (Timestamp(2), Timestamp(1));
-    let (lsn, epoch) = (Lsn(7), Epoch(1));
-    About { name: name.to_owned(), made, group: "g".to_owned(), lsn, epoch, time, point: "latest".to_owned() }
+    let branch = Some((Epoch(1), Lsn(5)));
+    let (group, point) = ("g".to_owned(), "latest".to_owned());
+    About { name: name.to_owned(), made, group, lsn: Lsn(7), branch, time, point }
 }
 
 fn create(storage: Arc<dyn Storage>, name: &str, disks: &Disks) -> Result<Taken, Error> {

@@ -291,6 +291,12 @@ impl Creation {
         Ok(())
     }
 
+    /// What it has taken so far.
+    #[must_use]
+    pub fn taken(&self) -> Taken {
+        self.taken
+    }
+
     /// Makes the snapshot durable. On an error it may be there or not; it is whole if it is.
     ///
     /// # Errors

@@ -47,8 +47,8 @@ pub struct About {
     pub group: String,
     /// The point.
     pub lsn: Lsn,
-    /// The reign that wrote it.
-    pub epoch: Epoch,
+    /// The branch that it lies on, if it is not on the line: the reign that wrote it, and where it left the line.
+    pub branch: Option<(Epoch, Lsn)>,
     /// When it was written.
     pub time: Timestamp,
     /// The point as it was asked for: `latest`, say.
