@@ -7,6 +7,7 @@ use engine::os::disk::Disk;
 use engine::snapshots::BLOCK;
 use engine::snapshots::read::Snapshots;
 use serde_json::Value;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use support::node::{GROUP, Node, PATIENCE, Volume, number, started};
@@ -157,6 +158,151 @@ fn wrong_inputs_are_refused_and_leave_nothing() {
     refused(0, "format version 9", &["create", GROUP, "--name", "beside"]);
     assert_eq!(std::fs::read(&manifest).expect("it is there"), bytes);
     assert!(bytes_of(&data_dir(west), "beside", "data") == data.bytes);
+}
+
+#[test]
+fn differences_copies_and_checks_need_no_daemon() {
+    let (mut pair, scratch) = started(&[Volume::new("data", DATA_BYTES as u64)]);
+    let mut data = Guest::new(&pair.east, "data", DATA_BYTES);
+    data.write(0, 2 * PIECE);
+    data.write(5 * PIECE, 512);
+    pair.wait_caught_up();
+    pair.west.ask(["snapshot", "create", GROUP, "--name", "before"]);
+    let before = data.bytes.clone();
+    data.write(PIECE, 512);
+    data.write(DATA_BYTES - 4096, 512);
+    pair.wait_caught_up();
+    pair.west.ask(["snapshot", "create", GROUP, "--name", "after"]);
+    pair.west.stop();
+
+    let west = &pair.west;
+    let changed = west.ask(["snapshot", "diff", "before", "after"]);
+    let wanted = serde_json::json!([{
+        "name": "data", "size_before_bytes": DATA_BYTES, "size_after_bytes": DATA_BYTES,
+        "changed_bytes": PIECE + 4096,
+        "ranges": [{"offset": PIECE, "bytes": PIECE}, {"offset": DATA_BYTES - 4096, "bytes": 4096}],
+    }]);
+    assert_eq!(changed["volumes"], wanted, "{changed}");
+
+    // A new disk from each, sparse; never over something else unasked.
+    let file = scratch.join("new.img");
+    let to = file.to_str().expect("plain");
+    let done = west.ask(["snapshot", "export", "before/data", "--to", to]);
+    assert!(std::fs::read(&file).expect("it is there") == before);
+    assert_eq!(done["xxh3_128"], engine::digest::Digest::of(&before).to_string());
+    let used = std::fs::metadata(&file).expect("it is there").blocks() * 512;
+    assert!(used < DATA_BYTES as u64 / 4, "{used} bytes are used: zeros are holes");
+    let refused = west.try_ask(["snapshot", "export", "after/data", "--to", to]);
+    assert_eq!(refused.status.code(), Some(3), "not unasked: {}", tool::said(&refused));
+    assert!(std::fs::read(&file).expect("it is there") == before, "a refusal changes nothing");
+    west.ask(["snapshot", "export", "after/data", "--to", to, "--overwrite"]);
+    assert!(std::fs::read(&file).expect("it is there") == data.bytes);
+    if tool::has(&["qemu-img"]) {
+        let image = scratch.join("new.qcow2");
+        let image = image.to_str().expect("plain");
+        west.ask(["snapshot", "export", "after/data", "--to", image, "--format", "qcow2"]);
+        tool::run("qemu-img", ["check", image]);
+        tool::run("qemu-img", ["compare", "-f", "raw", "-F", "qcow2", to, image]);
+    }
+    for (of, says) in [("after/date", "its volumes are: data"), ("aftr/data", "did you mean `after`?")] {
+        let refused = west.try_ask(["snapshot", "export", of, "--to", "/dev/null/none"]);
+        let said = tool::said(&refused);
+        assert!(refused.status.code() == Some(3) && said.contains(says), "{of}: {said}");
+    }
+
+    // A rotten block is named, and nothing is made of it; what does not have it is as it was.
+    let sound = west.ask(["snapshot", "verify"]);
+    assert_eq!((number(&sound["snapshots"]), number(&sound["checked_bytes"])), (2, 5 * BLOCK), "{sound}");
+    let pool = std::fs::File::options()
+        .write(true)
+        .open(data_dir(west).join("snapshots/pool"))
+        .expect("it is there");
+    // The second slot: the second block of `before`, which `after` has no more.
+    pool.write_all_at(b"rotten", BLOCK + 5).expect("it can be written");
+    let found = west.try_ask(["snapshot", "verify"]);
+    assert_eq!(found.status.code(), Some(4), "{}", tool::said(&found));
+    let found: Value = serde_json::from_slice(&found.stdout).expect("the document is printed all the same");
+    let wanted = serde_json::json!([{"snapshot": "before", "volume": "data", "offset": BLOCK}]);
+    assert_eq!(found["rotten"], wanted, "{found}");
+    let other = scratch.join("other.img");
+    let failed = west.try_ask(["snapshot", "export", "before/data", "--to", other.to_str().expect("plain")]);
+    assert_eq!(failed.status.code(), Some(4), "{}", tool::said(&failed));
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).expect("it is there").flatten().collect();
+    let names = left.iter().map(std::fs::DirEntry::file_name);
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().contains("other.img")), "{left:?}");
+    west.ask(["snapshot", "verify", "after"]);
+    west.ask(["snapshot", "export", "after/data", "--to", to, "--overwrite"]);
+    assert!(std::fs::read(&file).expect("it is there") == data.bytes);
+}
+
+/// A loop device over a file, detached when dropped.
+struct Device(String);
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = tool::command("losetup").args(["-d", &self.0]).output();
+    }
+}
+
+#[test]
+fn a_device_gets_zeros_where_the_snapshot_has_them() {
+    if !tool::has(&["root", "/dev/loop-control", "losetup"]) {
+        return;
+    }
+    let (mut pair, scratch) = started(&[Volume::new("data", DATA_BYTES as u64)]);
+    let mut data = Guest::new(&pair.east, "data", DATA_BYTES);
+    data.write(3 * PIECE, 512);
+    pair.wait_caught_up();
+    pair.west.ask(["snapshot", "create", GROUP, "--name", "one"]);
+    let backing = scratch.join("device");
+    std::fs::write(&backing, vec![0xff; 2 * DATA_BYTES]).expect("it can be written");
+    let path = backing.to_str().expect("plain");
+    let device = Device(tool::run("losetup", ["--find", "--show", path]).trim().to_owned());
+    let refused = pair.west.try_ask(["snapshot", "export", "one/data", "--to", &device.0]);
+    assert_eq!(refused.status.code(), Some(3), "not unasked: {}", tool::said(&refused));
+    pair.west.ask(["snapshot", "export", "one/data", "--to", &device.0, "--overwrite"]);
+    drop(device);
+    let mut wanted = data.bytes.clone();
+    wanted.resize(2 * DATA_BYTES, 0xff);
+    assert!(std::fs::read(&backing).expect("it is there") == wanted, "the volume, and nothing behind it");
+}
+
+/// A small filesystem, unmounted when dropped.
+struct Small(std::path::PathBuf);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = tool::command("umount").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_snapshot_and_nothing_else() {
+    if !tool::has(&["root", "mount"]) {
+        return;
+    }
+    let (mut pair, _scratch) = started(&[Volume::new("data", DATA_BYTES as u64)]);
+    let mut data = Guest::new(&pair.east, "data", DATA_BYTES);
+    data.write(0, 4 * PIECE);
+    pair.wait_caught_up();
+    let folder = data_dir(&pair.west).join("snapshots");
+    std::fs::create_dir(&folder).expect("it is not there yet");
+    let path = folder.to_str().expect("plain");
+    tool::run("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", path]);
+    let _small = Small(folder.clone());
+    let failed = pair.west.try_ask(["snapshot", "create", GROUP, "--name", "big"]);
+    let said = tool::said(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("are free in") && said.contains("next: make room"), "{said}");
+    let list = pair.west.ask(["snapshot", "list"]);
+    assert_eq!(
+        (list["snapshots"].as_array().map(Vec::len), number(&list["used_bytes"])),
+        (Some(0), 0),
+        "{list}"
+    );
+    assert_eq!(std::fs::metadata(folder.join("pool")).expect("it was made").blocks(), 0, "all is given back");
+    data.write(PIECE, PIECE);
+    pair.wait_caught_up();
 }
 
 fn data_dir(node: &Node) -> std::path::PathBuf {

@@ -14,9 +14,9 @@ use crate::progress::Progress;
 use crate::restore::disk::data;
 use crate::time;
 use crate::units::Bytes;
-use engine::snapshots::BLOCK;
 use engine::snapshots::create::{Creation, Store, Taken};
 use engine::snapshots::manifest::About;
+use engine::snapshots::{BLOCK, FOLDER};
 use rustix::fs::statvfs;
 use serde::Serialize;
 use std::time::Duration;
@@ -151,13 +151,15 @@ fn copy(place: &Place, sources: &mut [Source], creation: &mut Creation) -> Resul
 }
 
 fn check_room(place: &Place) -> Result<(), Failure> {
-    let folder = place.folder.display();
-    let disk = statvfs(&place.folder).context(|| format!("{folder} cannot be looked at"))?;
+    // A disk of its own may be mounted there.
+    let folder = place.folder.join(FOLDER);
+    let disk = statvfs(&folder).context(|| format!("{} cannot be looked at", folder.display()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free < RESERVE_BYTES + LOOK_BYTES {
         return Err(Failure::failed(format_args!(
-            "{} are free in {folder}: a snapshot leaves {} to replication",
+            "only {} are free in {}: a snapshot leaves {} to replication",
             Bytes(free),
+            folder.display(),
             Bytes(RESERVE_BYTES)
         ))
         .next("make room, or delete snapshots that are needed no more, and repeat the command"));

@@ -6,6 +6,9 @@
 //! | [`create`] | `snapshot create`: a point, as the daemon serves it, into the store |
 //! | [`list`] | `snapshot list`: what there is, and what it uses |
 //! | [`delete`] | `snapshot delete` |
+//! | [`diff`] | `snapshot diff`: what differs between two |
+//! | [`export`] | `snapshot export`: a disk of one |
+//! | [`verify`] | `snapshot verify`: whether all can be read |
 //!
 //! The store is [`engine::snapshots`], in the node's data directory. Commands open it themselves, so only `create` needs a
 //! daemon. Those that change it take its lock: one at a time.
@@ -13,7 +16,10 @@
 pub(crate) mod args;
 mod create;
 mod delete;
+mod diff;
+mod export;
 mod list;
+mod verify;
 
 use crate::args::Global;
 use crate::config::diagnose::nearest;
@@ -32,6 +38,9 @@ pub(crate) fn run(global: &Global, command: &Snapshot) -> Result<(), Failure> {
         Snapshot::Create(arguments) => create::run(global, arguments),
         Snapshot::List => list::run(global),
         Snapshot::Delete(arguments) => delete::run(global, arguments),
+        Snapshot::Diff(arguments) => diff::run(global, arguments),
+        Snapshot::Export(arguments) => export::run(global, arguments),
+        Snapshot::Verify(arguments) => verify::run(global, arguments),
     }
 }
 
