@@ -4,6 +4,7 @@ mod common;
 
 use common::crash::CrashDisk;
 use common::{Random, TempDir};
+use engine::faulty::{Effect, Errno, Fault, Faulty, Lasting};
 use engine::io::Storage;
 use engine::snapshots::create::{Store, Taken};
 use engine::snapshots::diff::diff;
@@ -191,6 +192,53 @@ fn a_failed_sync_fails_the_snapshot_and_no_other() {
                 Err(error) => {
                     assert!(matches!(error, Error::Unknown(_)) && done.is_err(), "sync {nth}: {error}")
                 }
+            }
+        }
+    }
+}
+
+/// Each call in turn fails, once or from then on, half done or done: that is an error, what was promised is whole, nothing is
+/// left of what failed once the disk is mended, and no file is synced again after its sync failed.
+#[test]
+fn an_error_at_any_call_fails_the_snapshot_and_leaves_nothing_of_it() {
+    let (first, second, third) = states();
+    for (errno, effect, lasting) in [
+        (Errno::NoSpace, Effect::Nothing, Lasting::UntilDisarmed),
+        (Errno::NoSpace, Effect::Half, Lasting::Once),
+        (Errno::Io, Effect::Nothing, Lasting::Once),
+        (Errno::Io, Effect::Whole, Lasting::Once),
+        (Errno::ReadOnly, Effect::Nothing, Lasting::UntilDisarmed),
+    ] {
+        for nth in 1.. {
+            let what = format!("{errno:?}, {effect:?}, {lasting:?}, call {nth}");
+            let disk = CrashDisk::new();
+            create(disk.storage(), "a", &first).expect("the disk is sound");
+            let faulty = Faulty::new(disk.storage());
+            faulty.arm(Fault { call: None, nth, errno, effect, lasting });
+            let made = create(Arc::new(faulty.clone()), "b", &second);
+            let fired = faulty.fired() > 0;
+            assert_eq!(faulty.resyncs(), 0, "{what}");
+            // A block of the snapshot before that cannot be read is written anew: that fails nothing.
+            let mut expected = BTreeMap::from([("a".to_owned(), first.clone())]);
+            if made.is_ok() {
+                expected.insert("b".to_owned(), second.clone());
+            }
+            let disk = disk.killed();
+            create(disk.storage(), "z", &third).unwrap_or_else(|error| panic!("{what}: {error}"));
+            expected.insert("z".to_owned(), third.clone());
+            let found = Snapshots::open(disk.storage()).expect("the disk is sound");
+            let is_kept = made.is_err() && lasting == Lasting::UntilDisarmed && found.find("b").is_ok();
+            if is_kept {
+                // Nor could it be taken away: it is whole, then.
+                expected.insert("b".to_owned(), second.clone());
+            }
+            check(disk.storage(), &expected, &what);
+            let (_, total) =
+                Snapshots::open(disk.storage()).and_then(|all| all.usage()).expect("it is sound");
+            assert_eq!(slots_in_use(&disk) * BLOCK, total, "{what}: slots are lost");
+            if !fired {
+                assert!(made.is_ok() && nth > 20, "{what}: {made:?}");
+                break;
             }
         }
     }

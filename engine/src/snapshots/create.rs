@@ -297,14 +297,21 @@ impl Creation {
         self.taken
     }
 
-    /// Makes the snapshot durable. On an error it may be there or not; it is whole if it is.
+    /// Makes the snapshot durable. On an error it is taken away again; if that fails, too, it may be there or not, and is
+    /// whole if it is.
     ///
     /// # Errors
     /// Of the storage.
     pub fn finish(mut self) -> Result<Taken, Error> {
         self.close()?;
         self.store.pool.sync()?;
-        self.draft.seal(&*self.store.storage, self.about, self.volumes)?;
+        let storage = &*self.store.storage;
+        let path = self.draft.path().to_owned();
+        if let Err(error) = self.draft.seal(storage, self.about, self.volumes) {
+            // Its seal may be in memory and not on disk: who is told that it failed must not find it, until a power cut.
+            let _ = storage.remove(&path).and_then(|()| storage.sync_dir(FOLDER));
+            return Err(error);
+        }
         Ok(self.taken)
     }
 

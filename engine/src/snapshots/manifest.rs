@@ -224,6 +224,11 @@ impl Draft {
         Ok(Draft { file, path, at: SECTOR })
     }
 
+    /// Of its file.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Adds encoded entries.
     pub(super) fn add(&mut self, entries: &[u8]) -> Result<(), Error> {
         self.file.write_at(&[IoSlice::new(entries)], self.at).map_err(Error::io(&self.path))?;
