@@ -5,6 +5,7 @@ mod support;
 
 use engine::os::disk::Disk;
 use engine::snapshots::BLOCK;
+use engine::snapshots::create::Store;
 use engine::snapshots::read::Snapshots;
 use serde_json::Value;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -121,7 +122,7 @@ fn wrong_inputs_are_refused_and_leave_nothing() {
     data.write(0, PIECE);
     pair.wait_caught_up();
     let west = &pair.west;
-    let refused = |status: i32, says: &str, arguments: &[&str]| {
+    let says = |status: i32, says: &str, arguments: &[&str]| {
         let mut command = west.command(["snapshot"]);
         let output = tool::output(command.args(arguments));
         let said = tool::said(&output);
@@ -133,18 +134,27 @@ fn wrong_inputs_are_refused_and_leave_nothing() {
     let said = tool::said(&output);
     assert!(output.status.code() == Some(3) && said.contains("replica"), "a primary has no points: {said}");
     assert!(!data_dir(&pair.east).join("snapshots").exists(), "a refusal makes no store");
-    refused(3, "another name", &["create", GROUP, "--name", "nightly"]);
-    refused(3, "no group dbb", &["create", "dbb", "--name", "x"]);
-    refused(3, "next: ", &["create", GROUP, "--name", "x", "--at", "lsn:999999999"]);
-    refused(3, "next: ", &["create", GROUP, "--name", "x", "--at", "mark:none"]);
+    says(3, "another name", &["create", GROUP, "--name", "nightly"]);
+    says(3, "no group dbb", &["create", "dbb", "--name", "x"]);
+    says(3, "next: ", &["create", GROUP, "--name", "x", "--at", "lsn:999999999"]);
+    says(3, "next: ", &["create", GROUP, "--name", "x", "--at", "mark:none"]);
     for odd in ["a/b", "../x", "", "-x", "a b", "ä"] {
-        refused(2, "letters", &["create", GROUP, &format!("--name={odd}")]);
+        says(2, "letters", &["create", GROUP, &format!("--name={odd}")]);
     }
-    refused(3, "did you mean `nightly`?", &["delete", "nightlyy", "--yes"]);
-    refused(3, "snapshot list", &["delete", "something-else", "--yes"]);
+    says(3, "did you mean `nightly`?", &["delete", "nightlyy", "--yes"]);
+    says(3, "snapshot list", &["delete", "something-else", "--yes"]);
     let list = west.ask(["snapshot", "list"]);
     assert_eq!(list["snapshots"].as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(number(&list["used_bytes"]), BLOCK, "{list}");
+
+    // One at a time changes the store; who only reads it is not kept waiting.
+    let storage = Arc::new(Disk::new(data_dir(west)).expect("it is there"));
+    let held = Store::open(storage).expect("nobody has it");
+    says(3, "another command is changing", &["create", GROUP, "--name", "x"]);
+    says(3, "another command is changing", &["delete", "nightly", "--yes"]);
+    says(0, "nightly", &["list"]);
+    says(0, "1 snapshots", &["verify", "nightly"]);
+    drop(held);
 
     // Of another version: nothing of it is read or touched, and it is named.
     let manifest = first_manifest(west);
@@ -155,7 +165,7 @@ fn wrong_inputs_are_refused_and_leave_nothing() {
     std::fs::write(&manifest, &bytes).expect("it can be written");
     let list = west.ask(["snapshot", "list"]);
     assert!(list["damaged"][0]["why"].as_str().is_some_and(|why| why.contains("format version 9")), "{list}");
-    refused(0, "format version 9", &["create", GROUP, "--name", "beside"]);
+    says(0, "format version 9", &["create", GROUP, "--name", "beside"]);
     assert_eq!(std::fs::read(&manifest).expect("it is there"), bytes);
     assert!(bytes_of(&data_dir(west), "beside", "data") == data.bytes);
 }
