@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// A recovery point onto something that needs no Landfall to be read
     #[command(subcommand)]
     Restore(Restore),
+    /// Whole copies of a group's volumes at a point, which outlive its log and its retention
+    #[command(subcommand)]
+    Snapshot(crate::snapshot::args::Snapshot),
     /// Rehearse regional outages on virtual time, with your own policy and workload
     #[command(subcommand)]
     Sim(crate::sim::args::Sim),

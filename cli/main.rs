@@ -14,6 +14,7 @@
 //! | [`daemon`] | `agent` and `replica` |
 //! | [`node`] | the engine's runtime, joined to the above |
 //! | [`restore`] | `restore`: a point to a disk image or device, or files out of it |
+//! | [`snapshot`] | `snapshot`: whole copies that outlive the log |
 //! | [`sim`] | `sim`: the simulator as a command |
 //! | [`demo`] | `demo`: protect, kill, fail over and check |
 //! | [`human`], [`progress`], [`units`], [`time`], [`point`] | how things are shown and read |
@@ -40,6 +41,7 @@ mod restore;
 mod scratch;
 mod signal;
 mod sim;
+mod snapshot;
 mod time;
 mod units;
 
@@ -93,6 +95,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Restore(args::Restore::Disk(arguments)) => restore::disk::run(global, arguments),
         Command::Restore(args::Restore::Ls(arguments)) => restore::list::run(global, arguments),
         Command::Restore(args::Restore::Files(arguments)) => restore::files::run(global, arguments),
+        Command::Snapshot(command) => snapshot::run(global, command),
         Command::Sim(command) => sim::run(command, global.form()),
         Command::Log(args::Log::Inspect { dir }) => commands::log::inspect(global, dir, node::inspect),
         Command::Log(args::Log::Verify { dir }) => commands::log::verify(global, dir, node::verify),

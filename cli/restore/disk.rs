@@ -324,7 +324,7 @@ fn copy(
 }
 
 /// Where there is data, in ascending order.
-pub(super) fn data(reader: &mut Client, size: u64) -> Result<Vec<(u64, u64)>, String> {
+pub(crate) fn data(reader: &mut Client, size: u64) -> Result<Vec<(u64, u64)>, String> {
     let (mut ranges, mut at): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
     while at < size {
         let before = at;

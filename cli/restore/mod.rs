@@ -24,7 +24,7 @@ mod lookup;
 mod mounted;
 pub(crate) mod onto;
 mod partitions;
-mod qcow2;
+pub(crate) mod qcow2;
 mod record;
 mod source;
 mod volume;

@@ -38,7 +38,7 @@ struct Run {
 
 /// Where everything is. Numbers are of clusters.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     size: u64,
     runs: Vec<Run>,
     /// The parts of the disk that have a table of the second level.
@@ -51,7 +51,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// For a disk of `size` bytes with data in `ranges`: ascending, first byte and the one behind the last.
-    pub(super) fn new(size: u64, ranges: impl IntoIterator<Item = (u64, u64)>) -> Layout {
+    pub(crate) fn new(size: u64, ranges: impl IntoIterator<Item = (u64, u64)>) -> Layout {
         let mut runs: Vec<Run> = Vec::new();
         for (start, end) in ranges {
             let (mut first, behind) = (start / CLUSTER, end.div_ceil(CLUSTER));
@@ -86,7 +86,7 @@ impl Layout {
     }
 
     /// How long the file is.
-    pub(super) fn file_bytes(&self) -> u64 {
+    pub(crate) fn file_bytes(&self) -> u64 {
         (self.data_at() + self.data) * CLUSTER
     }
 
@@ -109,7 +109,7 @@ impl Layout {
     ///
     /// # Errors
     /// Of the file, and if they are where there was to be no data.
-    pub(super) fn write(&self, file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    pub(crate) fn write(&self, file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             let (host, len) = self.place(at);
             let (part, rest) = bytes.split_at(bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX)));
@@ -122,7 +122,7 @@ impl Layout {
     }
 
     /// Reads bytes of the disk.
-    pub(super) fn read(&self, file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+    pub(crate) fn read(&self, file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
         while !buf.is_empty() {
             let (host, len) = self.place(at);
             let len = buf.len().min(usize::try_from(len).unwrap_or(usize::MAX));
@@ -138,7 +138,7 @@ impl Layout {
     }
 
     /// Writes and syncs all that is no data. The data must be written before.
-    pub(super) fn finish(&self, file: &File) -> io::Result<()> {
+    pub(crate) fn finish(&self, file: &File) -> io::Result<()> {
         let counts_at = 1 + self.count_table;
         write_table(
             file,

@@ -20,6 +20,7 @@
 //! | [`peer`] | what two nodes tell each other |
 //! | [`node`] | one group on one node: roles, requests, replication, points, background work |
 //! | [`catalog`] | marks, times and cursors: what is looked up in a log |
+//! | [`snapshots`] | whole copies of volumes at points, apart from the log |
 //! | [`faulty`] | a storage around another that fails on demand, for tests |
 //! | `planted` | mistakes on purpose, for the tests of the simulator |
 //! | `os` | the real files, clock and catalog, behind the feature of that name |
@@ -60,5 +61,6 @@ pub mod peer;
 pub mod planted;
 pub mod read;
 pub mod seeds;
+pub mod snapshots;
 pub mod state;
 pub mod types;
