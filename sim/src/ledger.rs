@@ -95,6 +95,12 @@ impl Timeline {
         known.map_or(0, |(_, size)| *size)
     }
 
+    /// The largest that a volume was behind an LSN, in bytes; 0 if its size did not change there.
+    #[must_use]
+    pub fn largest_since(&self, lsn: Lsn, volume: usize) -> u64 {
+        self.sizes[volume].range(lsn.next()..).map(|(_, size)| *size).max().unwrap_or(0)
+    }
+
     /// The newest size of a volume, in bytes.
     #[must_use]
     pub fn size(&self, volume: usize) -> u64 {

@@ -183,6 +183,7 @@ impl Node {
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(at, &mut coarse);
+        let sizes = self.sizes_on_record(at);
         let decided = self.update_state(now, |state| {
             assert!(state.role.may_become(Role::Primary), "the role was checked");
             state.role = Role::Primary;
@@ -195,6 +196,7 @@ impl Node {
             state.coarse = coarse.clone();
             state.cut_gaps(at);
             state.durable = at;
+            state.sizes = sizes;
             state.incarnation = incarnation;
             state.hydration = Some(hydration);
             state.volumes = volumes;

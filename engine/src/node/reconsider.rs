@@ -104,6 +104,7 @@ impl Node {
         let dropped: Vec<String> = gone.map(|volume| volume.spec.name.clone()).collect();
         let incarnation = Incarnation(tip.incarnation.0.max(self.state.incarnation.0) + 1);
 
+        let sizes = self.sizes_on_record(cut.lsn);
         let decided = self.update_state(now, |state| {
             state.history = history;
             state.own.push(epoch);
@@ -112,6 +113,7 @@ impl Node {
             state.cut_gaps(cut.lsn);
             state.start = start.unwrap_or(state.start);
             state.durable = at;
+            state.sizes = sizes;
             state.incarnation = incarnation;
             state.hydration = Some(hydration);
             state.stale_disks.extend(dropped);

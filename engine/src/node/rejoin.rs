@@ -131,6 +131,8 @@ impl Node {
             Keeps::Images | Keeps::Disks => self.state.base.min(cut),
         };
         let history = hello.history.clone();
+        // The sizes on record are those at what is durable on record; the log tells the others.
+        let on_record = self.specs_at(cut.min(self.state.durable));
         let decided = self.update_state(now, |state| {
             state.role = Role::Replica;
             state.history = history;
@@ -143,7 +145,7 @@ impl Node {
                 state.start = tip;
             }
             state.hydration = None;
-            cut_specs(&mut state.volumes, &specs);
+            cut_specs(&mut state.volumes, &on_record);
             if keeps != Keeps::Images || !is_exact {
                 state.stale_disks.extend(dropped);
             }

@@ -143,7 +143,7 @@ impl Node {
             _ => None,
         };
         let history = hello.history.clone();
-        let specs = self.specs_at(cut);
+        let specs = self.specs_at(cut.min(self.state.durable));
         let dropped = self.stale_at(cut);
         let mut coarse = self.coarse.clone();
         Node::cut_coarse(cut, &mut coarse);

@@ -2,7 +2,7 @@
 
 use super::super::{Result, World};
 use super::Look;
-use crate::ledger::key;
+use crate::ledger::{Timeline, key};
 use crate::run::Violation;
 use engine::node::config::{AckPolicy, OnFull};
 use engine::state::{Keeps, Role};
@@ -47,9 +47,20 @@ impl World {
         let name = &self.machines[machine].name;
         // A configuration that does not name it: its operator has not decided on it.
         let stranger = !of.config().replicas.contains(name);
+        // It may have written alone to what it had made a volume larger by: its operator was told so.
+        let own = node.history().last().and_then(|reign| self.timelines.get(&key(reign)));
+        let grew = |own: &Timeline| {
+            let mut specs = node.volume_specs();
+            specs.any(|spec| {
+                let volume = spec.id.0 as usize - 1;
+                own.largest_since(cut, volume) > own.size_at(cut, volume)
+            })
+        };
+        let grew_alone = node.role() == Role::Fenced && own.is_some_and(grew);
         self.machines[machine].damaged
             || self.is_rewritten()
             || stranger
+            || grew_alone
             || no_room
             || unreadable
             || of.needs_copy(name)

@@ -19,7 +19,12 @@ impl World {
         if m.is_excused() || m.odd_base || self.is_rewritten() {
             return Ok(());
         }
-        let backings = self.images(machine, "volumes");
+        let mut backings = self.images(machine, "volumes");
+        // What stands behind a volume's end is nobody's.
+        for (volume, bytes) in backings.iter_mut().enumerate() {
+            let end = self.timelines[&own].size_at(upto, volume) as usize;
+            bytes[end..].fill(0);
+        }
         match self.stray_sectors(&self.timelines[&own], upto, &backings).first() {
             None => Ok(()),
             Some((volume, sector)) => {
