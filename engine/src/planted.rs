@@ -56,11 +56,15 @@ pub enum Mistake {
     ForgetRepair,
     /// What a kept mark needs of a base image is overwritten without being saved.
     ForgetSaved,
+    /// A volume's earlier size is forgotten when it gets another one.
+    ForgetSize,
+    /// What a volume loses when it gets smaller stays where it is.
+    KeepLostBytes,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 24] = [
+    pub const ALL: [Mistake; 26] = [
         Mistake::AcknowledgeBeforeSync,
         Mistake::ShipBeforeDurable,
         Mistake::ApplyBeforeDurable,
@@ -85,6 +89,8 @@ impl Mistake {
         Mistake::ScrubOverWrites,
         Mistake::ForgetRepair,
         Mistake::ForgetSaved,
+        Mistake::ForgetSize,
+        Mistake::KeepLostBytes,
     ];
 }
 

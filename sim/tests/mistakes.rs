@@ -67,6 +67,9 @@ caught! {
     a_group_handed_over_early: HandOverEarly within 0..200, by ["handover_loses_nothing"];
     scrub_of_what_a_guest_has_overwritten: ScrubOverWrites within 0..600, by ["mismatches_are_real"];
     scrub_repair_that_is_forgotten: ForgetRepair within 0..600, by ["repairs_hold"];
+    a_kept_mark_that_moves: ForgetSaved within 0..600, by ["points_exact"];
+    a_size_that_is_forgotten: ForgetSize within 0..600, by ["points_exact"];
+    bytes_that_a_volume_gets_back: KeepLostBytes within 0..600, by ["points", "invariant"];
     w20_a_log_freed_before_it_is_noted: FreeBeforeNoted within 0..600, by ["points", "converge", "invariant"];
 }
 

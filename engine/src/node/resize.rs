@@ -186,7 +186,7 @@ impl Node {
         let volume = &self.volumes[&spec.id];
         self.lengthen_disks(volume, size)?;
         self.begin(now)?;
-        if size < before {
+        if size < before && !planted!(KeepLostBytes) {
             self.zero_end(now, spec.id, Extent::new(size, before - size))?;
         }
         let draft = Draft {
@@ -230,7 +230,9 @@ impl Node {
 
     fn take_size(&mut self, id: VolumeId, at: Lsn, size: u64, unsaid: Option<Unsaid>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
-        volume.resizes.push(Resized { at, before: volume.spec.size, unsaid });
+        if !planted!(ForgetSize) {
+            volume.resizes.push(Resized { at, before: volume.spec.size, unsaid });
+        }
         volume.spec.size = size;
     }
 

@@ -68,7 +68,7 @@ impl World {
         }
         let mut volumes = Vec::new();
         let specs = live.node.specs_at(at);
-        for volume in 0..expected.len() {
+        for (volume, image) in expected.iter_mut().enumerate() {
             let id = VolumeId(volume as u32 + 1);
             // A volume that is not defined here yet ends the list.
             let Some(spec) = specs.iter().find(|spec| spec.id == id) else { break };
@@ -77,7 +77,7 @@ impl World {
                 .and_then(|file| live.node.changes(id, spec.size, file, &budget));
             let Ok(changes) = made else { break };
             // It may have been longer at other points.
-            expected[volume].truncate(spec.size as usize);
+            image.truncate(spec.size as usize);
             volumes.push(changes);
         }
         let every = Span(span.0 / u64::from(writes.max(1)));

@@ -42,7 +42,7 @@ impl World {
     /// Gives a volume another size on each node that serves. It gets smaller only while nobody uses it.
     pub(super) fn resize(&mut self, volume: usize, ppm: u32) -> Result {
         let first = self.options.workload.volumes[volume];
-        let units = u128::from(2 * first / UNIT_BYTES - 1) * u128::from(ppm) / u128::from(PPM) + 1;
+        let units = u128::from(2 * first / UNIT_BYTES - 2) * u128::from(ppm) / u128::from(PPM) + 2;
         let size = units as u64 * UNIT_BYTES;
         for machine in 0..self.machines.len() {
             let Some(key) = self.machines[machine].reign.filter(|_| self.serves(machine)) else { continue };
