@@ -102,7 +102,10 @@ async fn a_takeover_waits_for_a_jump_in_progress() {
     copy.block(false);
     origin.all_acked().await;
     copy.invariant_equal(&origin);
-    assert_eq!((copy.jumps().len(), origin.told(|told| told.attached.clone())), (1, vec![Lsn(0), Lsn(500)]));
+    // What came behind the jump before the old session's end may have been appended: it goes on from there.
+    let attached = origin.told(|told| told.attached.clone());
+    assert!(matches!(attached[..], [Lsn(0), Lsn(500..=1_000)]), "attached at {attached:?}");
+    assert_eq!(copy.jumps().len(), 1);
 }
 
 /// R06: what a replica lacks arrives whole, however much it is, and in each session anew.
