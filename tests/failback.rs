@@ -67,6 +67,12 @@ fn wait_follows(primary: &Node, replica: &Node) {
     });
 }
 
+/// Waits until a new replica has its first point: before that it cannot be asked to take the group.
+#[track_caller]
+fn wait_first_point(replica: &Node) {
+    wait_until("the replica has its first point", PATIENCE, || !replica.group()["window"].is_null());
+}
+
 /// The loss that east tells of is what it wrote alone: 40 writes, and every block that differs is in a range.
 fn assert_lost(loss: &serde_json::Value, alone: &Guest, before: &[u8], kept: bool) {
     assert_eq!(loss["branch"]["writes"], 40, "{loss}");
@@ -180,7 +186,8 @@ fn a_planned_failover_and_back() {
     let wrong = pair.east.try_ask(["failover", GROUP, "--planned", "--yes"]);
     assert_eq!(wrong.status.code(), Some(3), "the primary has it already: {}", tool::said(&wrong));
 
-    // Not waited for: what is on its way comes first.
+    // What is on its way is not waited for: it comes first.
+    wait_first_point(&pair.west);
     let before = number(&pair.east.group()["positions"]["durable"]);
     let promotion = pair.west.ask(["failover", GROUP, "--planned", "--yes"]);
     assert!(number(&promotion["to"]["lsn"]) >= before, "{promotion}");
@@ -246,6 +253,7 @@ fn a_planned_failover_under_load_loses_nothing() {
         }
     });
     wait_until("the guest is at work", PATIENCE, || number(&pair.east.group()["positions"]["durable"]) > 200);
+    wait_first_point(&pair.west);
     let promotion = pair.west.ask(["failover", GROUP, "--planned", "--yes"]);
     let (mut image, range, before, count) = writer.join().expect("the guest ends when east serves no more");
     assert!(count > 50, "{count} writes were answered");
